@@ -1,0 +1,92 @@
+"""Model files: weights and a JSON header in one safetensors file, without pickle, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "load_file", "save_file", "write_atomically"]
+
+FORMAT = "fpsde-model"
+FORMAT_VERSION = 1
+
+
+class ModelFileError(ValueError):
+    """A model file cannot be read or written; the message says why."""
+
+
+def save_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes tensors and a header to one file, whole or not at all.
+
+    Arguments:
+        path: the file to write.
+        tensors: the weights by name.
+        header: anything that JSON holds.
+
+    Raises:
+        ModelFileError: if the file cannot be written.
+    """
+    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "header": json.dumps(header)}
+    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(cpu, metadata))
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Writes a file beside its place, flushes it to disk and renames it.
+
+    Raises:
+        ModelFileError: if that fails; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise ModelFileError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`save_file` wrote.
+
+    Returns:
+        The tensors, on the CPU, and the header.
+
+    Raises:
+        ModelFileError: if the file is missing, damaged, not a model of this package, or of a later version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ModelFileError(f"{path}: not a model file of fpsde")
+            version = metadata.get("version", "")
+            if version != str(FORMAT_VERSION):
+                raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; update fpsde")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            header = json.loads(metadata["header"])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise ModelFileError(f"{path}: not a model file, or damaged ({error})") from error
+    if not isinstance(header, dict) or not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
+        raise ModelFileError(f"{path}: damaged, its header or weights are not usable")
+    return tensors, header

@@ -1,0 +1,113 @@
+r"""Conditioners :math:`h_i = c_i(t, x_{-i})`: summaries of all coordinates but one.
+
+Each maps x of shape (n, d) to h of shape (d, n, features), where row i does not depend on :math:`x_i`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from fpsde.taylor import ACTIVATIONS
+
+__all__ = ["AbstractConditioner", "LeaveOneOutConditioner", "MaskedConditioner", "random_weight"]
+
+
+class AbstractConditioner(nn.Module):
+    """Maps (time features, x) to one summary of the other coordinates for every coordinate."""
+
+    features: int
+
+    @abstractmethod
+    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+        """Evaluates the summaries.
+
+        Arguments:
+            time: time features, shape (n, n_time), or None when time is switched off.
+            x: points, shape (n, d).
+
+        Returns:
+            h, shape (d, n, features), with row i independent of x[:, i].
+        """
+
+
+class LeaveOneOutConditioner(AbstractConditioner):
+    r"""The sum over all coordinates less the own term, O(d) in time and memory:
+
+    .. math:: h_i = \rho_i\Big(t, \sum_j \phi_j(x_j) - \phi_i(x_i)\Big)
+
+    Arguments:
+        dim: number of coordinates d.
+        n_time: number of time features, 0 to switch time off.
+        width: width of the maps phi and rho, and number of features returned.
+        activation: name of a smooth activation.
+    """
+
+    def __init__(self, dim: int, n_time: int, width: int, activation: str) -> None:
+        super().__init__()
+        self.features = width
+        self.activation = ACTIVATIONS[activation][0]
+        self.phi_scale = random_weight(dim, 1, width, fan_in=1)
+        self.phi_shift = random_weight(dim, 1, width, fan_in=1)
+        self.phi_mix = random_weight(dim, width, width, fan_in=width * max(dim - 1, 1))
+        self.rho_mix = random_weight(dim, width, width, fan_in=1 + n_time)
+        self.rho_shift = nn.Parameter(torch.zeros(dim, 1, width))
+        self.rho_time = random_weight(dim, n_time, width, fan_in=1 + n_time) if n_time else None
+
+    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+        terms = self.activation(x.T[:, :, None] * self.phi_scale + self.phi_shift) @ self.phi_mix
+        others = terms.sum(0) - terms
+        z = torch.baddbmm(self.rho_shift, others, self.rho_mix)
+        if self.rho_time is not None and time is not None:
+            z = z + time @ self.rho_time
+        return self.activation(z)
+
+
+class MaskedConditioner(AbstractConditioner):
+    r"""Two masked autoregressive halves, one of the coordinates before i and one of those after it:
+
+    .. math:: h_i = \big(m_i(t, x_{<i}),\ m'_i(t, x_{>i})\big)
+
+    References:
+        MADE: Masked Autoencoder for Distribution Estimation (Germain et al., 2015), https://arxiv.org/abs/1502.03509
+
+    Arguments:
+        dim: number of coordinates d.
+        n_time: number of time features, 0 to switch time off.
+        width: number of features returned, half of them for each side.
+        activation: name of a smooth activation.
+    """
+
+    before: Tensor
+
+    def __init__(self, dim: int, n_time: int, width: int, activation: str) -> None:
+        super().__init__()
+        half = max(width // 2, 1)
+        self.dim, self.half, self.features = dim, half, 2 * half
+        self.activation = ACTIVATIONS[activation][0]
+        # Group j of the hidden units sees x_0..x_j; output i sees the groups strictly before i, hence x_<i.
+        self.register_buffer("before", torch.ones(dim, dim).tril(-1))
+        self.first = random_weight(2, dim, dim * half, fan_in=math.sqrt(dim))
+        self.first_shift = random_weight(2, 1, dim * half, fan_in=1)
+        self.first_time = random_weight(2, n_time, dim * half, fan_in=n_time) if n_time else None
+        self.second = random_weight(2, dim * half, dim * half, fan_in=half * max(dim / 2, 1))
+        self.second_shift = nn.Parameter(torch.zeros(2, 1, dim * half))
+
+    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+        both = torch.stack([x, x.flip(-1)])
+        inclusive = (self.before + torch.eye(self.dim).to(self.before)).T.repeat_interleave(self.half, 1)
+        strict = self.before.T.repeat_interleave(self.half, 0).repeat_interleave(self.half, 1)
+        z = torch.baddbmm(self.first_shift, both, self.first * inclusive)
+        if self.first_time is not None and time is not None:
+            z = z + time @ self.first_time
+        h = self.activation(torch.baddbmm(self.second_shift, self.activation(z), self.second * strict))
+        h = h.unflatten(-1, (self.dim, self.half))
+        return torch.cat([h[0], h[1].flip(1)], -1).transpose(0, 1)
+
+
+def random_weight(*shape: int, fan_in: float) -> nn.Parameter:
+    """Returns a parameter of the given shape with entries of variance 1 / fan_in."""
+    return nn.Parameter(torch.randn(shape) / math.sqrt(fan_in))

@@ -1,0 +1,159 @@
+r"""Covariances of mixture components that move smoothly with time.
+
+Full covariances are spline combinations of positive semi-definite matrices above a floor,
+
+.. math:: \Sigma_k(t) = \sum_b B_b(t) \left(F_b + L_{bk} L_{bk}^T\right)
+
+which stay positive definite at every time because the splines are non-negative. Above about twenty dimensions
+:math:`\Sigma_k(t) = \mathrm{diag}(\delta_k(t)) + U_k(t) U_k(t)^T` with few columns in U. The floor F keeps a
+component from shrinking onto a single point.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AbstractCovariance", "CovarianceTerms", "FullCovariance", "LowRankCovariance"]
+
+
+class CovarianceTerms(NamedTuple):
+    """What the density needs of a covariance at M times, K components and N points each."""
+
+    whitened: Tensor
+    """P z for the offsets z = x - m and the precision P, shape (M, K, N, d)."""
+    log_det: Tensor
+    """log det of the covariance, shape (M, K)."""
+    diagonal: Tensor
+    """Diagonal of the precision, shape (M, K, d)."""
+    drag: Tensor
+    """(d Sigma / dt) P z, shape (M, K, N, d)."""
+    trace_rate: Tensor
+    """Trace of P d Sigma / dt, shape (M, K)."""
+
+
+class AbstractCovariance(nn.Module):
+    """A covariance for each of K components as a function of time."""
+
+    @abstractmethod
+    def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
+        """Evaluates the terms of the density.
+
+        Arguments:
+            basis: spline basis at M times, shape (M, B).
+            rate: its time derivative, shape (M, B).
+            offsets: x - m, shape (M, K, N, d).
+        """
+
+    @abstractmethod
+    def root(self, basis: Tensor) -> Tensor:
+        """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
+
+
+class FullCovariance(AbstractCovariance):
+    """Full covariances, O(d^2) a component and point.
+
+    Arguments:
+        covariances: initial spline coefficients, shape (B, K, d, d), positive definite.
+        floor: the part that cannot be lost, shape (B, d, d), positive definite.
+    """
+
+    floor: Tensor
+
+    def __init__(self, covariances: Tensor, floor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("floor", floor)
+        values, vectors = torch.linalg.eigh(covariances - floor[:, None])
+        # What lies below the floor starts a little above it, where the gradient of L L^T does not vanish.
+        least = 0.01 * covariances.diagonal(dim1=-2, dim2=-1).amin(-1)[..., None] + 1e-10
+        root = vectors * values.clamp_min(least).sqrt()[..., None, :]
+        self.factors = nn.Parameter(torch.linalg.qr(root.mT).R.mT.contiguous())
+
+    def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
+        matrices = self._matrices()
+        cholesky = torch.linalg.cholesky_ex(_combine(basis, matrices)).L
+        eye = torch.eye(offsets.shape[-1]).to(offsets)
+        inverse = torch.linalg.solve_triangular(cholesky, eye.expand_as(cholesky), upper=False)
+        precision = inverse.mT @ inverse
+        speed = _combine(rate, matrices)
+        whitened = offsets @ precision
+        return CovarianceTerms(
+            whitened=whitened,
+            log_det=2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1),
+            diagonal=precision.diagonal(dim1=-2, dim2=-1),
+            drag=whitened @ speed,
+            trace_rate=(precision * speed).sum((-2, -1)))
+
+    def root(self, basis: Tensor) -> Tensor:
+        return torch.linalg.cholesky(_combine(basis, self._matrices()))
+
+    def _matrices(self) -> Tensor:
+        lower = self.factors.tril()
+        return lower @ lower.mT + self.floor[:, None]
+
+
+class LowRankCovariance(AbstractCovariance):
+    """A diagonal plus a few directions, O(d rank) a component and point.
+
+    Arguments:
+        covariances: initial spline coefficients, shape (B, K, d, d), positive definite.
+        floor: the part that cannot be lost, shape (B, d, d); its diagonal is used.
+        rank: number of directions.
+    """
+
+    floor: Tensor
+
+    def __init__(self, covariances: Tensor, floor: Tensor, rank: int = 8) -> None:
+        super().__init__()
+        floor = floor.diagonal(dim1=-2, dim2=-1)
+        values, vectors = torch.linalg.eigh(covariances)
+        leading, rest = values[..., -rank:], values[..., :-rank]
+        base = rest.mean(-1, keepdim=True) if rest.shape[-1] else torch.zeros_like(values[..., :1])
+        self.factors = nn.Parameter(vectors[..., -rank:] * (leading - base).clamp_min(0).sqrt()[..., None, :])
+        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
+        left = diagonal - self.factors.detach().square().sum(-1)
+        self.log_rest = nn.Parameter(torch.maximum(left - floor[:, None], 0.01 * diagonal).log())
+        self.register_buffer("floor", floor)
+        # The eigenvectors of neighbouring times may differ in sign and order; turn each onto the one before.
+        with torch.no_grad():
+            for b in range(1, len(self.factors)):
+                u, _, v = torch.linalg.svd(self.factors[b].mT @ self.factors[b - 1])
+                self.factors[b] = self.factors[b] @ (u @ v)
+
+    def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
+        rest = self.log_rest.exp() + self.floor[:, None]
+        delta, delta_rate = _combine(basis, rest), _combine(rate, rest)
+        columns, columns_rate = _combine(basis, self.factors), _combine(rate, self.factors)
+        scaled = columns / delta[..., None]
+        # Woodbury: P = 1/delta - W W^T with W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
+        cholesky = torch.linalg.cholesky_ex(
+            columns.mT @ scaled + torch.eye(columns.shape[-1]).to(offsets)).L
+        w = torch.linalg.solve_triangular(cholesky, scaled.mT, upper=False).mT
+        whitened = offsets / delta[:, :, None] - (offsets @ w) @ w.mT
+        diagonal = 1 / delta - w.square().sum(-1)
+        precise = scaled - w @ (w.mT @ columns)
+        return CovarianceTerms(
+            whitened=whitened,
+            log_det=delta.log().sum(-1) + 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1),
+            diagonal=diagonal,
+            drag=delta_rate[:, :, None] * whitened + (whitened @ columns) @ columns_rate.mT
+            + (whitened @ columns_rate) @ columns.mT,
+            trace_rate=(diagonal * delta_rate).sum(-1) + 2 * (precise * columns_rate).sum((-2, -1)))
+
+    def root(self, basis: Tensor) -> Tensor:
+        rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
+        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.factors)], -1)
+
+
+def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:
+    """Contracts (M, B) with (B, ...) to (M, ...)."""
+    return (basis @ coefficients.flatten(1)).unflatten(-1, coefficients.shape[1:])
+
+
+def log_normaliser(dim: int) -> float:
+    """Returns log (2 pi)^(d / 2)."""
+    return 0.5 * dim * math.log(2 * math.pi)

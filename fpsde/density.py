@@ -1,0 +1,132 @@
+r"""Density paths :math:`p(t, x)`: normalised at every time, smooth in between.
+
+The Gaussian mixture path has weights, means and covariances that are cubic splines of time. With
+:math:`u_k = \Sigma_k^{-1} (x - m_k)` and the responsibilities :math:`\rho_k`, everything is in closed form:
+
+.. math::
+    \nabla \log p &= - \sum_k \rho_k u_k \\
+    \partial_i^2 \log p &= \sum_k \rho_k \big(u_{ki}^2 - (\Sigma_k^{-1})_{ii}\big) - (\partial_i \log p)^2 \\
+    \partial_t \log p &= \sum_k \rho_k \big(\dot{\log w_k} + \dot m_k \cdot u_k
+        + \tfrac12 u_k \cdot \dot\Sigma_k u_k - \tfrac12 \mathrm{tr}\, \Sigma_k^{-1} \dot\Sigma_k\big)
+
+The velocity :math:`v = \sum_k \rho_k (\dot m_k + \tfrac12 \dot\Sigma_k u_k)` moves and stretches the components,
+
+.. math:: \partial_t p = - \nabla \cdot (p v) + p \sum_k \rho_k \dot{\log w_k}
+
+and so transports the density exactly while the weights do not change.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fpsde.covariance import AbstractCovariance, log_normaliser
+from fpsde.spline import CubicSplineBasis
+
+__all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
+
+
+class DensityTerms(NamedTuple):
+    """The log-density and its derivatives at M times with N points each."""
+
+    log_prob: Tensor
+    """log p, shape (M, N)."""
+    time_derivative: Tensor
+    """d log p / dt, shape (M, N)."""
+    score: Tensor
+    """Gradient of log p in x, shape (M, N, d)."""
+    curvature: Tensor
+    """Diagonal second derivatives of log p in x, shape (M, N, d)."""
+    velocity: Tensor
+    """The velocity v that moves and stretches the components, shape (M, N, d)."""
+    mass_rate: Tensor
+    """What the components gain or lose in weight, in dp/dt = -div(p v) + p mass_rate, shape (M, N)."""
+
+
+class AbstractDensity(nn.Module):
+    """A probability density in x for every time t."""
+
+    dim: int
+
+    @abstractmethod
+    def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
+        """Returns log p(t, x), shape (M, N), for times t of shape (M,) and points x of shape (M, N, d)."""
+
+    @abstractmethod
+    def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
+        """Returns log p and its derivatives for times t of shape (M,) and points x of shape (M, N, d)."""
+
+    @abstractmethod
+    def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draws n points at each of the times t of shape (M,): shape (M, n, d), without gradient."""
+
+    def grad_log_prob(self, t: Tensor, x: Tensor) -> Tensor:
+        """Returns the gradient of log p in x, shape (M, N, d)."""
+        return self.terms(t, x).score
+
+
+class GaussianMixturePath(AbstractDensity):
+    """A Gaussian mixture whose weights, means and covariances are cubic splines of time.
+
+    Arguments:
+        basis: the splines, B of them.
+        log_weights: initial coefficients of the log weights, shape (B, K).
+        means: initial coefficients of the means, shape (B, K, d).
+        covariance: the covariances of the K components.
+        constant_weights: whether the weights are held constant in time, which makes the velocity exact.
+    """
+
+    def __init__(self, basis: CubicSplineBasis, log_weights: Tensor, means: Tensor, covariance: AbstractCovariance,
+                 constant_weights: bool = False) -> None:
+        super().__init__()
+        self.dim, self.n_components, self.constant_weights = means.shape[-1], means.shape[1], constant_weights
+        self.basis, self.covariance = basis, covariance
+        self.logits = nn.Parameter(log_weights.mean(0, keepdim=True) if constant_weights else log_weights.clone())
+        self.means = nn.Parameter(means.clone())
+
+    def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.terms(t, x).log_prob
+
+    def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
+        basis, rate = self.basis(t)
+        log_weights, weights_rate = self._weights(basis, rate)
+        means, means_rate = _spline(basis, self.means), _spline(rate, self.means)[:, :, None]
+        offsets = x[:, None] - means[:, :, None]
+        c = self.covariance(basis, rate, offsets)
+        u = c.whitened
+        log_parts = (log_weights - 0.5 * c.log_det - log_normaliser(self.dim))[..., None] - 0.5 * (u * offsets).sum(-1)
+        log_prob = log_parts.logsumexp(1)
+        share = (log_parts - log_prob[:, None]).exp()[..., None]
+        score = -(share * u).sum(1)
+        curvature = (share * (u * u - c.diagonal[:, :, None])).sum(1) - score * score
+        velocities = means_rate + 0.5 * c.drag
+        rates = (weights_rate - 0.5 * c.trace_rate)[..., None, None] + (u * velocities).sum(-1, keepdim=True)
+        return DensityTerms(
+            log_prob=log_prob, time_derivative=(share * rates).sum((1, -1)), score=score, curvature=curvature,
+            velocity=(share * velocities).sum(1), mass_rate=(share[..., 0] * weights_rate[..., None]).sum(1))
+
+    @torch.no_grad()
+    def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        basis, rate = self.basis(t)
+        log_weights, _ = self._weights(basis, rate)
+        chosen = torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)
+        roots = self.covariance.root(basis)
+        noise = torch.randn(len(t), n, roots.shape[-1], generator=generator, dtype=basis.dtype, device=basis.device)
+        rows = torch.arange(len(t), device=basis.device)[:, None]
+        return _spline(basis, self.means)[rows, chosen] + (roots[rows, chosen] @ noise[..., None]).squeeze(-1)
+
+    def _weights(self, basis: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        if self.constant_weights:
+            log_weights = self.logits.log_softmax(-1).expand(len(basis), -1)
+            return log_weights, torch.zeros_like(log_weights)
+        log_weights = (basis @ self.logits).log_softmax(-1)
+        logits_rate = rate @ self.logits
+        return log_weights, logits_rate - (log_weights.exp() * logits_rate).sum(-1, keepdim=True)
+
+
+def _spline(basis: Tensor, coefficients: Tensor) -> Tensor:
+    return torch.einsum("mb,bkd->mkd", basis, coefficients)

@@ -1,0 +1,175 @@
+r"""Diagonal diffusions g, by way of the variances :math:`a_i = g_i^2` and their dimension-wise derivatives.
+
+Each form says how a reacts to a small change of its readout, which is what :mod:`fpsde.projection` solves for: for an
+operator :math:`c_0 + c_1 D + c_2 D^2` it returns the operator applied to the derivative of a by each readout.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fpsde.hollow import HollowNet
+from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
+
+__all__ = ["AbstractDiffusion", "ConstantDiffusion", "KnownDiffusion", "StateDiffusion"]
+
+SHARPNESS = 3.0
+
+
+class AbstractDiffusion(nn.Module):
+    """A diagonal diffusion g(t, x), positive, in units of x per square root of time."""
+
+    @abstractmethod
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Returns g, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
+
+    @abstractmethod
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d)."""
+
+    @abstractmethod
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        """Applies an operator with coefficients of shape (n, d) to da / d readout, shape (d, n, P)."""
+
+    @abstractmethod
+    def get_readout(self) -> Tensor:
+        """Returns the readout of every coordinate, shape (d, P); P = 0 if there is nothing to learn."""
+
+    @abstractmethod
+    def set_readout(self, values: Tensor) -> None:
+        """Sets the readout from a tensor of shape (d, P)."""
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """Returns which readouts a ridge penalises, shape (P,)."""
+
+
+class KnownDiffusion(AbstractDiffusion):
+    """A diffusion that the user gives.
+
+    Arguments:
+        level: g for every coordinate, shape (d,), not negative.
+    """
+
+    level: Tensor
+
+    def __init__(self, level: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("level", level.clone())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.level.expand_as(x)
+
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(x)
+        return self.level.square().expand_as(x), zero, zero
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        return operator[0].T[:, :, None][..., :0]
+
+    def get_readout(self) -> Tensor:
+        return self.level[:, None][:, :0]
+
+    def set_readout(self, values: Tensor) -> None:
+        """Does nothing: there is no readout."""
+
+    def penalty(self) -> Tensor:
+        return self.level[:0]
+
+
+class ConstantDiffusion(AbstractDiffusion):
+    """One noise level for each coordinate.
+
+    Arguments:
+        level: initial g, shape (d,), positive.
+    """
+
+    def __init__(self, level: Tensor) -> None:
+        super().__init__()
+        self.log_level = nn.Parameter(level.log())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.log_level.exp().expand_as(x)
+
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(x)
+        return (2 * self.log_level).exp().expand_as(x), zero, zero
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        return (operator[0] * 2 * (2 * self.log_level).exp()).T[:, :, None]
+
+    def get_readout(self) -> Tensor:
+        return self.log_level.detach()[:, None].clone()
+
+    @torch.no_grad()
+    def set_readout(self, values: Tensor) -> None:
+        self.log_level.copy_(values[:, 0])
+
+    def penalty(self) -> Tensor:
+        return 0.01 * torch.ones_like(self.log_level[:1])
+
+
+class StateDiffusion(AbstractDiffusion):
+    r"""A free-form diffusion, :math:`g_i = \ell_i\, \mathrm{softplus}_s(z_i(t, x))` with z a HollowNet.
+
+    The softplus has sharpness 3: it is close to linear above 1/2, so that noise proportional to x is in easy reach,
+    positive everywhere, and grows at most linearly, which keeps simulations from exploding.
+
+    Arguments:
+        net: gives z; its offset is set to 1 and the rest of its readout to 0, that is to a constant g.
+        level: the level l, shape (d,), positive; not learned.
+    """
+
+    level: Tensor
+
+    def __init__(self, net: HollowNet, level: Tensor) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("level", level.clone())
+        with torch.no_grad():
+            net.set_readout(torch.zeros_like(net.get_readout()))
+            net.offset.fill_(1.0)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.level * compose_softplus([self.net(t, x)], SHARPNESS)[0]
+
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = from_derivatives(self.net.derivatives(t, x, order=2))
+        root = [self.level * c for c in compose_softplus(z, SHARPNESS)]
+        a, slope, bend = to_derivatives(multiply(root, root))
+        return a, slope, bend
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        z = from_derivatives(self.net.derivatives(t, x, order=len(operator) - 1))
+        b = [c.reshape(-1, x.shape[-1]) for c in to_derivatives(self._slope(z))]
+        c = list(operator)
+        # Leibniz: c_0 b psi + c_1 D(b psi) + c_2 D^2(b psi), with b = da/dz, gathered by derivatives of psi.
+        if len(c) == 1:
+            moved = [c[0] * b[0]]
+        elif len(c) == 2:
+            moved = [c[0] * b[0] + c[1] * b[1], c[1] * b[0]]
+        else:
+            moved = [c[0] * b[0] + c[1] * b[1] + c[2] * b[2], c[1] * b[0] + 2 * c[2] * b[1], c[2] * b[0]]
+        return self.net.columns(t, x, moved)
+
+    def get_readout(self) -> Tensor:
+        return self.net.get_readout()
+
+    def set_readout(self, values: Tensor) -> None:
+        self.net.set_readout(values)
+
+    def penalty(self) -> Tensor:
+        # Where the data say nothing, the level holds on to where it started instead of collapsing to zero.
+        penalty = self.net.penalty()
+        penalty[-1] = 0.01
+        return penalty
+
+    def _slope(self, z: Series) -> Series:
+        """The series of da / dz = 2 l^2 softplus_s(z) sigmoid(s z)."""
+        root = compose_softplus(z, SHARPNESS)
+        rise = sigmoid([SHARPNESS * c for c in z])
+        return [2 * self.level.square() * c for c in multiply(root, rise)]

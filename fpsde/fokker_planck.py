@@ -1,0 +1,157 @@
+r"""The Fokker-Planck residual that ties drift, diffusion and density.
+
+For the Ito equation :math:`dx = f\,dt + g \odot dW` with :math:`a = g^2`, score :math:`s = \nabla \log p` and the
+dimension-wise derivatives D, the density solves the Fokker-Planck equation if and only if
+
+.. math::
+    r = \partial_t \log p + \sum_i \big[D f_i + f_i s_i\big]
+        - \tfrac12 \sum_i \big[D^2 a_i + 2 (D a_i) s_i + a_i (D s_i + s_i^2)\big]
+
+vanishes. It is the weighted divergence :math:`r = \nabla \cdot (p\,q) / p` of the excess velocity
+
+.. math:: q_i = f_i - \tfrac12 (D a_i + a_i s_i) - v_i
+
+over any velocity v that transports the density.
+
+References:
+    The Fokker-Planck Equation (Risken, 1996), https://doi.org/10.1007/978-3-642-61544-3
+    Neural Networks with Cheap Differential Operators (Chen & Duvenaud, 2019), https://arxiv.org/abs/1912.03579
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fpsde.density import AbstractDensity, DensityTerms
+from fpsde.diffusion import AbstractDiffusion
+from fpsde.hollow import HollowNet
+
+__all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual"]
+
+TRIM = 0.05
+CAUCHY_WIDTH = 3.0
+
+
+def residual(density: DensityTerms, drift: tuple[Tensor, Tensor], variance: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Evaluates the residual of the Fokker-Planck equation for log p.
+
+    Arguments:
+        density: terms of the density at M times with N points each.
+        drift: (f, D f), each of shape (M, N, d).
+        variance: (a, D a, D^2 a), each of shape (M, N, d).
+
+    Returns:
+        r, shape (M, N), in units of one over time.
+    """
+    (f, f_slope), (a, a_slope, a_bend), s = drift, variance, density.score
+    transport = f_slope + f * s
+    spread = a_bend + 2 * a_slope * s + a * (density.curvature + s * s)
+    return density.time_derivative + (transport - 0.5 * spread).sum(-1)
+
+
+def excess_velocity(density: DensityTerms, drift: Tensor, variance: tuple[Tensor, ...]) -> Tensor:
+    """Evaluates q, the probability flow of the SDE less the velocity of the density path.
+
+    Arguments:
+        density: terms of the density at M times with N points each; its weights must be constant in time.
+        drift: f, shape (M, N, d).
+        variance: (a, D a, ...), each of shape (M, N, d).
+
+    Returns:
+        q, shape (M, N, d), in units of x per time.
+    """
+    a, a_slope = variance[:2]
+    return drift - 0.5 * (a_slope + a * density.score) - density.velocity
+
+
+def influence(log_prob: Tensor, r: Tensor) -> Tensor:
+    """Weights of the squared residual that keep the tails of the density from deciding.
+
+    A mixture's far tails are those of its widest component, whatever the equation wants: there r is large and says
+    nothing about the data. The 5 % of points with the least density at each time get no weight, and the rest that of a
+    Cauchy likelihood three times as wide as the median of \|r\|. The weights carry no gradient.
+
+    Arguments:
+        log_prob: log p, shape (M, N).
+        r: residual, shape (M, N).
+    """
+    with torch.no_grad():
+        core = log_prob >= torch.quantile(log_prob, TRIM, dim=1, keepdim=True)
+        width = CAUCHY_WIDTH * r.abs().median() + torch.finfo(r.dtype).tiny
+        return core / (1 + (r / width).square())
+
+
+class LossWeights(NamedTuple):
+    """Weights of the terms beside the likelihood; all quantities are dimensionless."""
+
+    residual: float = 1.0
+    """Of E r^2."""
+    velocity: float = 0.0
+    """Of E |q|^2."""
+    drift_energy: float = 0.0
+    """Of E |f|^2, which chooses among drifts that the marginals cannot tell apart."""
+    path_energy: float = 0.0
+    """Of E |v|^2, which chooses the path between snapshots."""
+
+
+class LossTerms(NamedTuple):
+    """The loss and its parts, each a scalar."""
+
+    loss: Tensor
+    likelihood: Tensor
+    """Mean log p at the snapshots."""
+    residual: Tensor
+    """Mean r^2 at the collocation points."""
+
+
+class FokkerPlanckLoss(nn.Module):
+    """Negative log-likelihood at the snapshots plus the weighted residual at collocation points.
+
+    Its forward is the loss, so that it can be wrapped for several processes as it is.
+
+    Arguments:
+        density: the density path.
+        drift: f.
+        diffusion: g.
+        guides_density: whether the residual's gradient reaches the density. A drift that is free in time can follow any
+            path, so its residual says nothing about the density and is kept from it.
+    """
+
+    def __init__(self, density: AbstractDensity, drift: HollowNet, diffusion: AbstractDiffusion,
+                 guides_density: bool = True) -> None:
+        super().__init__()
+        self.density, self.drift, self.diffusion = density, drift, diffusion
+        self.guides_density = guides_density
+
+    def forward(self, t: Tensor, x: Tensor, t_inside: Tensor, x_inside: Tensor, weights: LossWeights) -> LossTerms:
+        """Evaluates the loss.
+
+        Arguments:
+            t: snapshot times, shape (S,).
+            x: points of the snapshots, shape (S, B, d).
+            t_inside: collocation times, shape (M,).
+            x_inside: collocation points, shape (M, N, d).
+            weights: weights of the terms.
+        """
+        likelihood = self.density.log_prob(t, x).mean()
+        if not any(weights):
+            return LossTerms(-likelihood, likelihood, torch.zeros_like(likelihood))
+        terms = self.density.terms(t_inside, x_inside)
+        loss = -likelihood + weights.path_energy * terms.velocity.square().sum(-1).mean()
+        if not (weights.residual or weights.velocity or weights.drift_energy):
+            return LossTerms(loss, likelihood, torch.zeros_like(likelihood))
+        if not self.guides_density:
+            terms = DensityTerms(*(term.detach() for term in terms))
+        f, f_slope = self.drift.derivatives(t_inside[:, None], x_inside, order=1)
+        variance = self.diffusion.variance(t_inside[:, None], x_inside)
+        r = residual(terms, (f, f_slope), variance)
+        squared = (influence(terms.log_prob, r) * r.square()).mean()
+        loss = loss + weights.residual * squared
+        if weights.velocity:
+            loss = loss + weights.velocity * excess_velocity(terms, f, variance).square().sum(-1).mean()
+        if weights.drift_energy:
+            loss = loss + weights.drift_energy * f.square().sum(-1).mean()
+        return LossTerms(loss, likelihood, squared)

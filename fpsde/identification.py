@@ -1,0 +1,343 @@
+"""From snapshots to an SDE: the order in which density, noise and drift are found.
+
+1. The density path is started on matched chains and warmed up by likelihood.
+2. A first drift with constant noise comes from the weak form.
+3. Density and nets are trained together: at every step the readouts of drift and diffusion are solved for, the density and
+   the nets' inner layers descend. The weight of the residual grows, so that the fit moves from likelihood to likelihood
+   under the Fokker-Planck equation.
+4. Drift and diffusion are solved for once more under the best averaged density.
+
+A drift that is free in time can follow any path, so that its residual says nothing about the density: then the path is
+fitted first, by likelihood and least kinetic energy, and the nets learn its velocity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
+from fpsde.hollow import HollowNet
+from fpsde.mixture import initial_path
+from fpsde.projection import ReadoutSolver, Ridge
+from fpsde.sde import FittedSDE
+from fpsde.snapshots import Snapshots
+from fpsde.train import Report, TrainConfig, train
+from fpsde.weak import solve_weakly
+
+__all__ = ["Identification", "IdentificationConfig", "identify"]
+
+MAX_TIMES_PER_STEP = 16
+
+
+@dataclass(frozen=True)
+class IdentificationConfig:
+    """How to fit; all weights and sizes are dimensionless.
+
+    Attributes:
+        n_components: components of the mixture path.
+        drift: "time" or "autonomous".
+        diffusion: "state", "constant", or known values, shape (d,), in data units per square root of time.
+        conditioner: "leave-one-out" or "masked".
+        hidden: widths of the hidden layers of both nets.
+        activation: of both nets.
+        steps: training steps in all.
+        warmup: share of the steps that train the density alone.
+        residual_weights: weight of the residual when it enters and at the end.
+        path_energy: weight of the path's kinetic energy for a drift free in time.
+        drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
+        ridge: weights of the squared readouts.
+        points: snapshot points in a step, over all times.
+        collocation: times and points at each time where the residual is evaluated in a step.
+        solve: whether the readouts are solved for; otherwise they are descended like all else.
+        held_out: share of each snapshot kept for monitoring.
+    """
+
+    n_components: int = 32
+    drift: str = "time"
+    diffusion: str | tuple[float, ...] = "state"
+    conditioner: str = "leave-one-out"
+    hidden: tuple[int, ...] = (64,)
+    activation: str = "tanh"
+    steps: int = 2000
+    warmup: float = 0.2
+    residual_weights: tuple[float, float] = (0.03, 3.0)
+    path_energy: float = 1e-3
+    drift_energy: float = 1e-2
+    ridge: Ridge = Ridge()
+    points: int = 704
+    collocation: tuple[int, int] = (16, 32)
+    learning_rate: float = 2e-2
+    solve: bool = True
+    held_out: float = 0.1
+
+
+class Identification(NamedTuple):
+    """A fitted model and how it came about."""
+
+    model: FokkerPlanckLoss
+    sde: FittedSDE
+    history: list[dict[str, float]]
+    summary: dict[str, float]
+
+
+def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
+             report: Callable[[Report], None] | None = None) -> Identification:
+    """Fits density, drift and diffusion to snapshots.
+
+    Arguments:
+        data: the snapshots, in data units.
+        config: how to fit.
+        seed: of all randomness.
+        device: where to train.
+        report: called after every step, with values now and then.
+    """
+    fit = _Fit(data, config, seed, device, report)
+    if config.drift == "time":
+        fit.train_path(1 - config.warmup)
+        fit.start_nets()
+        fit.train_nets()
+    else:
+        fit.train_path(config.warmup)
+        fit.start_nets()
+        fit.train_jointly()
+    fit.polish()
+    return fit.result()
+
+
+class _Fit:
+    """The state of a fit between its phases."""
+
+    def __init__(self, data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
+                 report: Callable[[Report], None] | None) -> None:
+        self.config, self.device, self.report = config, device, report
+        self.rng = np.random.default_rng(seed)
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.data = data
+        times = data.times
+        self.start, self.span = float(times[0]), float(times[-1] - times[0])
+        self.centre, self.scale = data.x.mean(0), data.x.std(0)
+        kept, held = data.split(config.held_out, self.rng)
+        self.kept = _Batches(self._scaled(kept), self.generator, device)
+        self.held = _Batches(self._scaled(held), self.generator, device) if held is not None else self.kept
+        self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
+        path = initial_path(self._scaled(kept), (times - self.start) / self.span, config.n_components, self.rng,
+                            constant_weights=config.drift == "time")
+        self.density = path.float().to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            drift, diffusion = self._nets(data.dim)
+        self.model = FokkerPlanckLoss(self.density, drift, diffusion, guides_density=config.drift != "time").to(device)
+        self.history: list[dict[str, float]] = []
+        self.summary: dict[str, float] = {"skipped_steps": 0.0}
+        self.done = 0
+
+    def _scaled(self, data: Snapshots) -> list[np.ndarray]:
+        return [(x - self.centre) / self.scale for x in data.groups()]
+
+    def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
+        c = self.config
+        new = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
+               "time": c.drift == "time", "random_readout": False}
+        level = self._typical_width()
+        if c.diffusion == "constant":
+            return HollowNet(**new), ConstantDiffusion(level)
+        if c.diffusion == "state":
+            return HollowNet(**new), StateDiffusion(HollowNet(**new), level)
+        known = torch.as_tensor(np.asarray(c.diffusion) / self.scale * np.sqrt(self.span), dtype=torch.float32)
+        return HollowNet(**new), KnownDiffusion(known)
+
+    def _typical_width(self) -> Tensor:
+        """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
+        widths = np.sqrt(np.mean([x.var(0) for x in self._scaled(self.data)], axis=0))
+        return torch.as_tensor(widths, dtype=torch.float32)
+
+    def train_path(self, share: float) -> None:
+        """Trains the density alone, by likelihood and, for a drift free in time, least kinetic energy."""
+        weights = LossWeights(0.0, 0.0, 0.0, self.config.path_energy if self.config.drift == "time" else 0.0)
+
+        def draw(step: int) -> tuple[Any, ...]:
+            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
+
+        self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
+                    lambda model: -self._likelihood(model.density))
+
+    def start_nets(self) -> None:
+        """Finds a first drift with a constant noise level, in the weak form."""
+        if not self.config.solve:
+            return
+        diffusion = self.model.diffusion
+        if isinstance(diffusion, StateDiffusion):
+            constant = ConstantDiffusion(diffusion.level)
+            model = FokkerPlanckLoss(self.density, self.model.drift, constant)
+            solve_weakly(ReadoutSolver(model, self.config.ridge, memory=0.5), 256, 12, self.generator)
+            diffusion.level.copy_(constant.log_level.detach().exp())
+        else:
+            solve_weakly(ReadoutSolver(self.model, self.config.ridge, memory=0.5), 256, 12, self.generator)
+
+    def train_jointly(self) -> None:
+        """Trains density and nets together under a growing weight of the residual."""
+        steps = self.config.steps - self.done
+        first, last = self.config.residual_weights
+        inner, readouts = self._net_parameters()
+        rate = self.config.learning_rate
+        groups = [{"params": list(self.density.parameters())}, {"params": inner, "lr": 0.1 * rate}]
+        if not self.config.solve:
+            groups.append({"params": readouts, "lr": rate})
+        solver = ReadoutSolver(self.model, self.config.ridge)
+
+        def weights(step: int) -> LossWeights:
+            return LossWeights(residual=first * (last / first) ** (step / max(steps, 1)))
+
+        def draw(step: int) -> tuple[Any, ...]:
+            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights(step)
+
+        def before(step: int, batch: tuple[Any, ...]) -> None:
+            if self.config.solve and step % solver.interval == 0:
+                solver.step(batch[2], batch[3], LossWeights())
+
+        check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
+
+        def score(model: nn.Module) -> float:
+            x = model.density.sample(check[0], check[1].shape[1], self.generator)
+            return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
+
+        self._train(steps, groups, draw, score, before)
+
+    def train_nets(self) -> None:
+        """Trains the nets to follow a fixed path: by its velocity, its residual and least kinetic energy of the drift."""
+        steps = self.config.steps - self.done
+        inner, readouts = self._net_parameters()
+        groups = [{"params": inner + ([] if self.config.solve else readouts), "lr": 0.25 * self.config.learning_rate}]
+        weights = LossWeights(self.config.residual_weights[0], 1.0, self.config.drift_energy, 0.0)
+        solver = ReadoutSolver(self.model, self.config.ridge)
+
+        def draw(step: int) -> tuple[Any, ...]:
+            return *self.kept.draw(self.t, len(self.t)), *self._collocation(), weights
+
+        def before(step: int, batch: tuple[Any, ...]) -> None:
+            if self.config.solve and step % solver.interval == 0:
+                solver.step(batch[2], batch[3], weights)
+
+        check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
+
+        def score(model: nn.Module) -> float:
+            with torch.no_grad():
+                return float(model(self.t[:1], check[1][:1], *check, weights).loss
+                             + model.density.log_prob(self.t[:1], check[1][:1]).mean())
+
+        for parameter in self.density.parameters():
+            parameter.requires_grad_(False)
+        self._train(steps, groups, draw, score, before)
+
+    def polish(self) -> None:
+        """Solves for the readouts under the final density, on many points."""
+        if not self.config.solve:
+            return
+        weights = LossWeights() if self.config.drift != "time" else LossWeights(
+            self.config.residual_weights[0], 1.0, self.config.drift_energy)
+        solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
+        for _ in range(20):
+            solver.step(*self._collocation(64, 32), weights)
+
+    @torch.no_grad()
+    def result(self) -> Identification:
+        """Wraps the fitted parts in data units."""
+        sde = FittedSDE(self.model.drift, self.model.diffusion,
+                        torch.as_tensor(self.centre, dtype=torch.float32, device=self.device),
+                        torch.as_tensor(self.scale, dtype=torch.float32, device=self.device), self.start,
+                        self.span).to(self.device)
+        t, x = self._collocation(32, 128)
+        sde.choose_time_step(t, x)
+        self.summary["residual"] = _mean_squared_residual(self.model, t, x)
+        self.summary["held_out_likelihood"] = self._likelihood(self.density) - float(np.log(self.scale).sum())
+        self.model.eval()
+        return Identification(self.model, sde, self.history, self.summary)
+
+    def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        nets = [m for m in self.model.modules() if isinstance(m, HollowNet)]
+        readouts = [p for net in nets for p in net.readout_parameters()]
+        if isinstance(self.model.diffusion, ConstantDiffusion):
+            readouts.append(self.model.diffusion.log_level)
+        known = {id(p) for p in readouts}
+        return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
+
+    def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
+        """Stratified random times and points drawn from the density at each."""
+        m, n = n_times or self.config.collocation[0], n_points or self.config.collocation[1]
+        shift = torch.rand(m, generator=self.generator, device=self.device)
+        t = (torch.arange(m, device=self.device) + shift) / m
+        return t, self.density.sample(t, n, self.generator)
+
+    @torch.no_grad()
+    def _likelihood(self, density: nn.Module) -> float:
+        return float(torch.stack([density.log_prob(self.t[j:j + 1], self.held.group(j)[None]).mean()
+                                  for j in range(len(self.t))]).mean())
+
+    def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
+               score: Callable[[nn.Module], float], before: Callable[[int, tuple[Any, ...]], None] | None = None) -> None:
+        if steps < 1:
+            return
+        first, every = self.done, max(1, self.config.steps // 100)
+
+        def report(state: Report, model: nn.Module, terms: LossTerms) -> None:
+            values: dict[str, float] = {}
+            if state.step % every == 0 or state.step == steps:
+                values = {"likelihood": float(terms.likelihood.detach()) - float(np.log(self.scale).sum()),
+                          "residual": float(terms.residual.detach()), "noise": self._noise()}
+                self.history.append({"step": float(first + state.step), **values})
+            if self.report is not None:
+                self.report(_of_whole_fit(state, first + state.step, self.config.steps, values))
+
+        config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
+        result = train(self.model, groups, draw, score, config, before=before, report=report)
+        self.model.load_state_dict(result.state)
+        self.done += steps
+        self.summary["skipped_steps"] += result.skipped
+
+    @torch.no_grad()
+    def _noise(self) -> float:
+        """Typical g over the data, relative to the data's scale and time span."""
+        x = torch.zeros(1, self.data.dim, device=self.device)
+        return float(self.model.diffusion(self.t[:1], x).mean())
+
+
+class _Batches:
+    """The points of all snapshots on the device, drawn in equal numbers."""
+
+    def __init__(self, groups: list[np.ndarray], generator: torch.Generator, device: torch.device) -> None:
+        self.generator = generator
+        counts = torch.tensor([len(x) for x in groups])
+        self.counts = counts.to(device)
+        self.first = (counts.cumsum(0) - counts).to(device)
+        self.x = torch.as_tensor(np.concatenate(groups), dtype=torch.float32, device=device)
+
+    def group(self, j: int) -> Tensor:
+        return self.x[int(self.first[j]):int(self.first[j] + self.counts[j])]
+
+    def draw(self, t: Tensor, points: int) -> tuple[Tensor, Tensor]:
+        """Times (S,) and as many points of each, (S, B, d), S at most 16."""
+        chosen = torch.arange(len(t), device=t.device)
+        if len(t) > MAX_TIMES_PER_STEP:
+            chosen = torch.randperm(len(t), generator=self.generator, device=t.device)[:MAX_TIMES_PER_STEP]
+        n = max(1, points // len(chosen))
+        share = torch.rand(len(chosen), n, generator=self.generator, device=t.device)
+        rows = (share * self.counts[chosen, None]).long().clamp_max(self.counts[chosen, None] - 1)
+        return t[chosen], self.x[self.first[chosen, None] + rows]
+
+
+def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float]) -> Report:
+    return report._replace(step=step, steps=steps, values=values)
+
+
+@torch.no_grad()
+def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
+    terms = model.density.terms(t, x)
+    r = residual(terms, model.drift.derivatives(t[:, None], x, order=1), model.diffusion.variance(t[:, None], x))
+    return float((influence(terms.log_prob, r) * r.square()).mean())

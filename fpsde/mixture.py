@@ -1,0 +1,104 @@
+"""Where the mixture path starts: chains of matched points through the snapshots, clustered as whole paths.
+
+Optimal transport pairs equal numbers of points of successive snapshots; following the pairs gives chains, and k-means on
+the chains gives components that keep their identity from the first time to the last.
+
+References:
+    Waddington-OT (Schiebinger et al., 2019), https://doi.org/10.1016/j.cell.2019.01.006, for couplings between snapshots
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+
+from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
+from fpsde.density import GaussianMixturePath
+from fpsde.spline import CubicSplineBasis
+
+__all__ = ["initial_path", "matched_chains"]
+
+Array = NDArray[np.float64]
+
+MAX_CHAINS = 1000
+MIN_POINTS = 8
+FULL_RANK_UP_TO = 20
+
+
+def matched_chains(snapshots: list[Array], n: int, rng: np.random.Generator) -> Array:
+    """Pairs points of successive snapshots by optimal transport with squared Euclidean cost.
+
+    Arguments:
+        snapshots: T arrays of shape (n_j, d).
+        n: number of chains.
+        rng: chooses the points.
+
+    Returns:
+        The chains, shape (n, T, d).
+    """
+    chosen = [x[rng.choice(len(x), n, replace=len(x) < n)] for x in snapshots]
+    chains = [chosen[0]]
+    for x in chosen[1:]:
+        _, order = linear_sum_assignment(cdist(chains[-1], x, "sqeuclidean"))
+        chains.append(x[order])
+    return np.stack(chains, 1)
+
+
+def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: np.random.Generator,
+                 constant_weights: bool = False, knots_per_interval: int = 1) -> GaussianMixturePath:
+    """Starts a mixture path on snapshots.
+
+    Arguments:
+        snapshots: T arrays of shape (n_j, d).
+        times: their times in [0, 1], increasing, shape (T,).
+        n_components: number of components; fewer are used where a component would get fewer than 8 points.
+        rng: source of randomness.
+        constant_weights: whether the weights of the path are constant in time.
+        knots_per_interval: spline pieces between two snapshots.
+
+    Returns:
+        The path, in float64.
+    """
+    dim, fewest = snapshots[0].shape[1], min(len(x) for x in snapshots)
+    k = max(1, min(n_components, fewest // MIN_POINTS))
+    chains = matched_chains(snapshots, min(max(fewest, 20 * k), MAX_CHAINS), rng)
+    # Each snapshot counts alike, however small its cloud: a narrow cloud at the start splits as a wide one does later.
+    scaled = chains / chains.std(0).mean(-1, keepdims=True).clip(1e-12)
+    labels = KMeans(k, n_init=1, random_state=int(rng.integers(2**31))).fit_predict(scaled.reshape(len(chains), -1))
+    counts = np.bincount(labels, minlength=k)
+    means = np.stack([chains[labels == c].mean(0) for c in range(k)], 1)
+    pooled = np.stack([np.cov(x.T).reshape(dim, dim) for x in snapshots])
+    pooled = pooled + 1e-6 * np.eye(dim)
+    covariances = np.stack([_covariances(chains[labels == c], pooled, k) for c in range(k)], 1)
+
+    breaks = np.interp(np.arange((len(times) - 1) * knots_per_interval + 1) / knots_per_interval,
+                       np.arange(len(times)), times)
+    basis = CubicSplineBasis(breaks)
+    log_weights = np.tile(np.log(counts / counts.sum()), (basis.size, 1))
+    floor = _at_nodes(pooled, times, basis) * (0.25 * k ** (-1 / dim)) ** 2
+    spread = torch.as_tensor(_at_nodes(covariances, times, basis))
+    covariance: AbstractCovariance = (
+        FullCovariance(spread, torch.as_tensor(floor)) if dim <= FULL_RANK_UP_TO
+        else LowRankCovariance(spread, torch.as_tensor(floor)))
+    return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis)),
+                               covariance, constant_weights)
+
+
+def _covariances(members: Array, pooled: Array, k: int) -> Array:
+    """Covariance of one cluster at every time, shrunk to the snapshot's by the weight of d + 2 points."""
+    dim = pooled.shape[-1]
+    centred = members - members.mean(0)
+    scatter = np.einsum("ntd,nte->tde", centred, centred)
+    return (scatter + (dim + 2) * k ** (-2 / dim) * pooled) / (len(members) + dim + 2)
+
+
+def _at_nodes(values: Array, times: Array, basis: CubicSplineBasis) -> Array:
+    """Linear interpolation at the spline's nodes: positive matrices give positive coefficients."""
+    position = np.interp(basis.nodes, times, np.arange(len(times)))
+    left = np.minimum(position.astype(int), len(times) - 2)
+    share = (position - left).reshape(-1, *[1] * (values.ndim - 1))
+    return (1 - share) * values[left] + share * values[left + 1]

@@ -1,0 +1,72 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log, nothing when silent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows how far a piece of work is and how long it will take.
+
+    Arguments:
+        label: what is being done.
+        total: number of steps.
+        silent: show nothing.
+        stream: where to write, standard error if left out.
+
+    Example:
+        >>> with Progress("simulating", 100, silent=True) as progress:
+        ...     progress.update(50, {"paths": 1000})
+    """
+
+    def __init__(self, label: str, total: int, silent: bool = False, stream: TextIO | None = None) -> None:
+        self._label, self._total, self._silent = label, total, silent
+        self._stream = sys.stderr if stream is None else stream
+        self._start = self._last = time.monotonic()
+        terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._bar = tqdm(total=total, desc=label, file=self._stream, leave=True) if terminal and not silent else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+        """Shows that `done` steps are done, with some values beside."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            if values and done % 10 == 0:
+                self._bar.set_postfix_str(_format(values), refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN_LINES and done < self._total:
+            return
+        self._last = now
+        left = (now - self._start) / max(done, 1) * (self._total - done)
+        print(f"{self._label}: {done}/{self._total} {_format(values or {})} {left:.0f} s left", file=self._stream,
+              flush=True)
+
+    def due(self) -> bool:
+        """Whether the next update would be seen, so that values need not be computed for nothing."""
+        if self._silent:
+            return False
+        return self._bar is not None or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES
+
+
+def _format(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,177 @@
+r"""Solve, do not descend: least squares for the readouts of drift and diffusion.
+
+The residual is linear in the drift and in the variance a, so for the density of the moment the readouts w of both are a
+damped linear least-squares problem, with the same weights as in the loss:
+
+.. math:: \min_w\ \lambda E\,\omega (c + J w)^2 + \mu E |q|^2 + \epsilon E |f|^2 + \rho\, |R^{1/2} (w - w_0)|^2
+
+Here c + J w is the residual linearised about the present readouts (exact in the drift, Gauss-Newton in the diffusion) and
+omega are the weights that bound the influence of the tails. The normal equations are running averages over steps: each
+step adds its batch and solves, so that drift and diffusion follow the density without ever being descended. This is
+variable projection: what descends is the density under the readouts that suit it best.
+
+References:
+    The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate (Golub &
+    Pereyra, 1973), https://doi.org/10.1137/0710036
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
+
+__all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
+
+MAX_UNKNOWNS = 2000
+CHEAP_UNKNOWNS = 400
+LARGEST_CHANGE = 0.3
+DAMPING = 1e-6
+
+
+class Ridge(NamedTuple):
+    """Weights of the squared readouts, relative to the residual's."""
+
+    drift: float = 1e-4
+    diffusion: float = 1e-2
+
+
+class Rows(NamedTuple):
+    """A block of the least-squares problem.
+
+    Matrices of shape (n, G P) couple the G coordinates; those of shape (G, n, P) treat each by itself.
+    """
+
+    matrix: Tensor
+    misfit: Tensor
+    weight: float
+
+
+class ReadoutSolver:
+    """Keeps drift and diffusion at their least-squares optimum for a moving density.
+
+    With more than 2000 unknowns the coordinates are solved for in groups, each with the others as they are.
+
+    Arguments:
+        model: density, drift and diffusion.
+        ridge: weights of the squared readouts.
+        memory: decay of the running averages of the normal equations.
+    """
+
+    def __init__(self, model: FokkerPlanckLoss, ridge: Ridge, memory: float = 0.98) -> None:
+        self.model, self.memory = model, memory
+        drift, diffusion = model.drift, model.diffusion
+        start = self._values()
+        self.split = drift.get_readout().shape[1]
+        penalty = torch.cat([ridge.drift * drift.penalty(), ridge.diffusion * diffusion.penalty()])
+        self.penalty = penalty.double().expand_as(start)
+        self.target = torch.cat([torch.zeros_like(start[:, :self.split]), start[:, self.split:]], 1)
+        groups = torch.arange(drift.dim, device=start.device).split(max(1, MAX_UNKNOWNS // start.shape[1]))
+        self.systems = [_NormalEquations(group, start[group].numel(), start.device) for group in groups]
+        largest = max(len(group) for group in groups) * start.shape[1]
+        self.interval = math.ceil((largest / CHEAP_UNKNOWNS) ** 2)
+        """Steps between solves that keep their cost in proportion to that of a step."""
+
+    @torch.no_grad()
+    def step(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
+        """Adds collocation points to the running averages and solves.
+
+        Arguments:
+            t: collocation times, shape (M,).
+            x: collocation points, shape (M, N, d).
+            weights: weights of the terms; only their ratios matter.
+        """
+        for system in self.systems:
+            self.solve(system, strong_rows(self.model, t, x, weights, system.group))
+
+    def solve(self, system: _NormalEquations, rows: list[Rows]) -> None:
+        """Adds rows to one group's system, solves it and sets the readouts; a solution that is not finite is dropped."""
+        values, group = self._values(), system.group
+        system.add(rows, values[group], self.memory)
+        change = system.solve(self.penalty[group], self.target[group], values[group]) - values[group]
+        # The diffusion is linearised: no more than a moderate step at once.
+        largest = change[:, self.split:].abs().amax() if change.shape[1] > self.split else change.new_zeros(())
+        change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
+        usable = torch.isfinite(change).all()
+        values = values.index_add(0, group, torch.where(usable, change, torch.zeros_like(change)))
+        self.model.drift.set_readout(values[:, :self.split])
+        self.model.diffusion.set_readout(values[:, self.split:])
+
+    def _values(self) -> Tensor:
+        return torch.cat([self.model.drift.get_readout(), self.model.diffusion.get_readout()], 1).double()
+
+
+class _NormalEquations:
+    """Running averages of J^T J and J^T c for one group of coordinates, in float64."""
+
+    def __init__(self, group: Tensor, unknowns: int, device: torch.device) -> None:
+        self.group = group
+        self.normal = torch.zeros(unknowns, unknowns, dtype=torch.float64, device=device)
+        self.right = torch.zeros(unknowns, dtype=torch.float64, device=device)
+        self.amount = 0.0
+
+    def add(self, rows: list[Rows], values: Tensor, memory: float) -> None:
+        self.normal *= memory
+        self.right *= memory
+        self.amount = memory * self.amount + 1 - memory
+        for matrix, misfit, weight in rows:
+            if matrix.dim() == 2:
+                constant = misfit - matrix @ values.flatten()
+                share = (1 - memory) * weight / len(misfit)
+                self.normal += share * matrix.T @ matrix
+                self.right += share * (matrix.T @ constant)
+            else:
+                constant = misfit - (matrix @ values[..., None]).squeeze(-1)
+                share = (1 - memory) * weight / misfit.shape[1]
+                self.normal += torch.block_diag(*(share * matrix.mT @ matrix))
+                self.right += share * (matrix.mT @ constant[..., None]).flatten()
+
+    def solve(self, penalty: Tensor, target: Tensor, values: Tensor) -> Tensor:
+        normal = self.normal / self.amount + torch.diag(penalty.flatten())
+        right = (penalty * target).flatten() - self.right / self.amount
+        # Levenberg damping holds to the present values what neither data nor ridge determine.
+        damping = DAMPING * normal.diagonal() + 1e-10
+        factor, _ = torch.linalg.cholesky_ex(normal + torch.diag(damping))
+        right = right + damping * values.flatten()
+        return torch.cholesky_solve(right[:, None], factor).reshape(values.shape)
+
+
+def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeights, group: Tensor) -> list[Rows]:
+    """Linearises the residual and its companions at collocation points, for one group of coordinates, in float64.
+
+    Arguments:
+        model: density, drift and diffusion.
+        t: collocation times, shape (M,).
+        x: collocation points, shape (M, N, d).
+        weights: weights of the terms; one of zero leaves its rows out.
+        group: the coordinates to solve for, shape (G,).
+    """
+    drift, diffusion, clock = model.drift, model.diffusion, t[:, None]
+    density = model.density.terms(t, x)
+    f, f_slope = drift.derivatives(clock, x, order=1)
+    variance = diffusion.variance(clock, x)
+    s = density.score.reshape(-1, drift.dim)
+    one = torch.ones_like(s)
+    rows = []
+    if weights.residual:
+        bend = density.curvature.reshape(s.shape) + s * s
+        columns = torch.cat([drift.columns(clock, x, [s, one]),
+                             diffusion.columns(clock, x, [-0.5 * bend, -s, -0.5 * one])], -1)[group].double()
+        r = residual(density, (f, f_slope), variance)
+        root = influence(density.log_prob, r).double().sqrt().flatten()
+        matrix = columns.transpose(0, 1).flatten(1)
+        rows.append(Rows(matrix * root[:, None], r.flatten() * root, weights.residual))
+    if weights.velocity:
+        columns = torch.cat([drift.columns(clock, x, [one]),
+                             diffusion.columns(clock, x, [-0.5 * s, -0.5 * one])], -1)[group].double()
+        q = excess_velocity(density, f, variance).reshape(s.shape).T[group].double()
+        rows.append(Rows(columns, q, weights.velocity))
+    if weights.drift_energy:
+        blank = diffusion.columns(clock, x, [torch.zeros_like(s)])
+        columns = torch.cat([drift.columns(clock, x, [one]), blank], -1)[group].double()
+        rows.append(Rows(columns, f.reshape(s.shape).T[group].double(), weights.drift_energy))
+    return rows

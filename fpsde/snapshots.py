@@ -1,0 +1,204 @@
+"""Snapshots: unpaired samples of a population at several times, and how they are read from files."""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "read_snapshots"]
+
+Array = NDArray[np.float64]
+
+MIN_POINTS_PER_TIME = 4
+POINT_KEYS = ("X", "Xs", "x", "pcs", "X_pca")
+TIME_KEYS = ("t", "time", "times", "dts", "day", "sample_labels", "samples")
+
+
+class SnapshotError(ValueError):
+    """The data cannot be used; the message says what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Points observed at times, in data units.
+
+    Attributes:
+        x: the points, shape (n, d), finite.
+        t: the time of each point, shape (n,), finite, at least two different ones.
+        names: names of the d coordinates.
+    """
+
+    x: Array
+    t: Array
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, x: ArrayLike, t: ArrayLike, names: tuple[str, ...] | None = None) -> Snapshots:
+        """Checks arrays and builds snapshots from them.
+
+        Raises:
+            SnapshotError: if shapes do not match, values are missing or infinite, there are fewer than two times, a time
+                has fewer than four points, or a coordinate never varies.
+        """
+        x, t = np.asarray(x, dtype=np.float64), np.asarray(t, dtype=np.float64)
+        if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
+            raise SnapshotError(f"points must have shape (n, d) and times shape (n,), got {x.shape} and {t.shape}")
+        if x.shape[1] < 1:
+            raise SnapshotError("points need at least one coordinate, got none")
+        names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
+        _check_finite(x, t, names)
+        times, counts = np.unique(t, return_counts=True)
+        if len(times) < 2:
+            raise SnapshotError(f"snapshots at two or more times are needed, all {len(t)} points have time {t[0]:g}"
+                                if len(t) else "there are no points")
+        if counts.min() < MIN_POINTS_PER_TIME:
+            few = times[counts < MIN_POINTS_PER_TIME]
+            raise SnapshotError(
+                f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points, the first is "
+                f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
+        spread = x.std(0)
+        constant = spread <= 1e-12 * np.abs(x).max(0)
+        if constant.any():
+            raise SnapshotError(f"coordinate {names[int(constant.argmax())]!r} never varies; leave it out")
+        return cls(x, t, tuple(names))
+
+    @property
+    def times(self) -> Array:
+        """The different times, increasing, shape (T,)."""
+        return np.unique(self.t)
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates d."""
+        return self.x.shape[1]
+
+    def at(self, time: float) -> Array:
+        """The points observed at one time, shape (n_j, d)."""
+        return self.x[self.t == time]
+
+    def groups(self) -> list[Array]:
+        """The points of every time, in the order of :attr:`times`."""
+        return [self.at(time) for time in self.times]
+
+    def split(self, fraction: float, rng: np.random.Generator) -> tuple[Snapshots, Snapshots | None]:
+        """Holds out a fraction of every snapshot, as long as four points stay; None if nothing can be held out."""
+        held = np.zeros(len(self.t), dtype=bool)
+        for time in self.times:
+            rows = np.flatnonzero(self.t == time)
+            n = min(round(fraction * len(rows)), len(rows) - MIN_POINTS_PER_TIME)
+            held[rng.permutation(rows)[:max(n, 0)]] = True
+        rest = Snapshots(self.x[~held], self.t[~held], self.names)
+        complete = all((self.t[held] == time).any() for time in self.times)
+        return (rest, Snapshots(self.x[held], self.t[held], self.names)) if complete else (self, None)
+
+
+def _check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
+    rows, columns = np.nonzero(~np.isfinite(x))
+    if len(rows):
+        raise SnapshotError(f"{len(np.unique(rows))} points have missing or infinite values (NaN or inf), the first in "
+                            f"row {rows[0]}, coordinate {names[columns[0]]!r}; drop or impute them")
+    rows = np.flatnonzero(~np.isfinite(t))
+    if len(rows):
+        raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), the first in row {rows[0]}")
+
+
+def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = ()) -> Snapshots:
+    """Reads snapshots from a csv or npz file.
+
+    Arguments:
+        path: a csv file with a header and one row a point, or an npz file with an array of points, shape (n, d) or
+            (T, n, d), and an array of times, shape (n,) or (T,).
+        time: the column or array with the times; found by its usual names if left out.
+        features: the columns to use, all but the time if empty; for npz, the name of the array of points.
+
+    Raises:
+        SnapshotError: if the file cannot be read or used.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SnapshotError(f"{path}: no such file")
+    readers = {".csv": _read_csv, ".npz": _read_npz}
+    if path.suffix.lower() not in readers:
+        raise SnapshotError(f"{path}: unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
+    try:
+        return readers[path.suffix.lower()](path, time, features)
+    except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile) as error:
+        raise SnapshotError(f"{path}: cannot be read ({error})") from error
+    except SnapshotError as error:
+        raise SnapshotError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+
+
+def _read_csv(path: Path, time: str | None, features: tuple[str, ...]) -> Snapshots:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = [name.strip() for name in next(rows, [])]
+        body = [row for row in rows if row]
+    if not header or not body:
+        raise SnapshotError("the file is empty; a header and one row for each point are needed")
+    time = _choose(time, header, TIME_KEYS, "column", "--time")
+    missing = [name for name in features if name not in header]
+    if missing:
+        raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
+    names = features or tuple(name for name in header if name != time)
+    if not names:
+        raise SnapshotError(f"no column beside the time {time!r}")
+    for line, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise SnapshotError(f"line {line} has {len(row)} fields, the header has {len(header)}")
+    wanted = [header.index(name) for name in (time, *names)]
+    table = np.array([[row[i] for i in wanted] for row in body])
+    columns = [_numbers(table[:, j], name) for j, name in enumerate((time, *names))]
+    return Snapshots.of(np.stack(columns[1:], 1), columns[0], tuple(names))
+
+
+def _numbers(cells: NDArray[np.str_], name: str) -> Array:
+    try:
+        values = np.array([float(cell) if cell.strip() else np.nan for cell in cells])
+    except ValueError:
+        for line, cell in enumerate(cells, 2):
+            try:
+                float(cell or "nan")
+            except ValueError:
+                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {str(cell)!r}; choose the columns "
+                                    "to use with --features") from None
+        raise
+    bad = np.flatnonzero(~np.isfinite(values)) + 2
+    if len(bad):
+        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise SnapshotError(f"column {name!r} has missing or infinite values in {len(bad)} rows (lines {shown}); "
+                            "drop or impute them")
+    return values
+
+
+def _read_npz(path: Path, time: str | None, features: tuple[str, ...]) -> Snapshots:
+    with np.load(path, allow_pickle=False) as file:
+        keys = list(file.files)
+        t_key = _choose(time, keys, TIME_KEYS, "array", "--time")
+        x_key = _choose(features[0] if features else None, [k for k in keys if k != t_key], POINT_KEYS, "array",
+                        "--features")
+        try:
+            x, t = file[x_key], file[t_key]
+        except ValueError as error:
+            raise SnapshotError(f"array {x_key!r} or {t_key!r} holds objects, not numbers ({error})") from error
+    for key, array in ((x_key, x), (t_key, t)):
+        if array.dtype.kind not in "fiub":
+            raise SnapshotError(f"array {key!r} is not numeric, its type is {array.dtype}")
+    if x.ndim == 3 and t.shape == x.shape[:1]:
+        x, t = x.reshape(-1, x.shape[-1]), np.repeat(t, x.shape[1])
+    return Snapshots.of(x, t)
+
+
+def _choose(wanted: str | None, present: list[str], usual: tuple[str, ...], kind: str, option: str) -> str:
+    if wanted is not None:
+        if wanted not in present:
+            raise SnapshotError(f"no {kind} {wanted!r}; there are {', '.join(present) or 'none'}")
+        return wanted
+    found = [name for name in usual if name in present]
+    if not found:
+        raise SnapshotError(f"cannot tell which {kind} to use, name it with {option}; there are {', '.join(present)}")
+    return found[0]

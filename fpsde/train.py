@@ -1,0 +1,151 @@
+"""The training loop: steps, clipping, averaging, skipped steps, best state. It knows no model.
+
+What is trained is a module whose forward is the loss. Anything else that has to happen at a step (drawing a batch,
+solving for part of the parameters) is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "train"]
+
+
+class TrainingError(ArithmeticError):
+    """Training cannot go on; the message says what happened and what to try."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        steps: number of steps.
+        learning_rate: of Adam at the start; a group of parameters may carry its own.
+        final_rate: the rate at the end as a share of that at the start (cosine schedule).
+        clip: largest norm of the gradient.
+        memory: decay of the running average of the parameters.
+        check_every: steps between checks of the averaged parameters on held-out data.
+        patience: this many skipped steps in a row stop the training.
+    """
+
+    steps: int = 2000
+    learning_rate: float = 2e-2
+    final_rate: float = 0.02
+    clip: float = 5.0
+    memory: float = 0.98
+    check_every: int = 100
+    patience: int = 25
+
+
+class Report(NamedTuple):
+    """The state of training, for progress and learning curves."""
+
+    step: int
+    steps: int
+    seconds: float
+    skipped: int
+    values: Mapping[str, float]
+
+
+class TrainResult(NamedTuple):
+    """What training did."""
+
+    steps: int
+    skipped: int
+    best_step: int
+    best_score: float
+    state: dict[str, Tensor]
+    """The averaged state with the best score."""
+
+
+def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
+          score: Callable[[nn.Module], float], config: TrainConfig, *,
+          before: Callable[[int, tuple[Any, ...]], None] | None = None,
+          report: Callable[[Report, nn.Module, Any], None] | None = None) -> TrainResult:
+    """Trains a module whose forward is the loss.
+
+    A step whose loss or gradient is not finite is skipped and counted: it reaches neither the parameters nor the
+    optimiser.
+
+    Arguments:
+        module: returns a tuple whose first entry, also named `loss`, is the scalar to descend.
+        parameters: groups for the optimiser, with "params" and optionally "lr".
+        draw: gives the arguments of the module at a step.
+        score: judges the module with averaged parameters, lower is better.
+        config: how to train.
+        before: called with the step and the batch before the loss is evaluated.
+        report: called after every step.
+
+    Raises:
+        TrainingError: if `patience` steps in a row had to be skipped.
+    """
+    optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: config.final_rate + (1 - config.final_rate) * 0.5
+        * (1 + math.cos(math.pi * min(step / max(config.steps, 1), 1.0))))
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
+    best, best_step, best_state = math.inf, 0, _copy(average.module)
+    start, skipped, in_a_row = time.monotonic(), 0, 0
+    for step in range(config.steps):
+        batch = draw(step)
+        if before is not None:
+            before(step, batch)
+        terms = module(*batch)
+        optimiser.zero_grad(set_to_none=True)
+        if _descend(terms.loss, trained, config.clip):
+            optimiser.step()
+            average.update_parameters(module)
+            in_a_row = 0
+        else:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            if in_a_row >= config.patience:
+                raise TrainingError(
+                    f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last at step {step + 1}; "
+                    "lower the learning rate, look for outliers in the data, or use fewer components")
+        schedule.step()
+        if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
+            value = score(average.module)
+            if value <= best:
+                best, best_step, best_state = value, step + 1, _copy(average.module)
+        if report is not None:
+            report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), module, terms)
+    return TrainResult(config.steps, skipped, best_step, best, best_state)
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a name; "auto" takes CUDA when there is one.
+
+    Raises:
+        ValueError: if the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but this torch sees no GPU; use device='auto' or 'cpu'")
+    return device
+
+
+def _descend(loss: Tensor, trained: list[Tensor], clip: float) -> bool:
+    """Back-propagates and clips; False if anything is not finite."""
+    if not bool(torch.isfinite(loss)):
+        return False
+    loss.backward()
+    return bool(torch.isfinite(nn.utils.clip_grad_norm_(trained, clip)))
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
