@@ -58,20 +58,25 @@ class FullCovariance(AbstractCovariance):
     """Full covariances, O(d^2) a component and point.
 
     Arguments:
-        covariances: initial spline coefficients, shape (B, K, d, d), positive definite.
-        floor: the part that cannot be lost, shape (B, d, d), positive definite.
+        factors: coefficients L, of which the lower triangle counts, shape (B, K, d, d).
+        floor: the part F that cannot be lost, shape (B, d, d), positive definite.
     """
 
     floor: Tensor
 
-    def __init__(self, covariances: Tensor, floor: Tensor) -> None:
+    def __init__(self, factors: Tensor, floor: Tensor) -> None:
         super().__init__()
-        self.register_buffer("floor", floor)
+        self.factors = nn.Parameter(factors.clone())
+        self.register_buffer("floor", floor.clone())
+
+    @classmethod
+    def of(cls, covariances: Tensor, floor: Tensor) -> FullCovariance:
+        """Starts from covariances of shape (B, K, d, d) as spline coefficients."""
         values, vectors = torch.linalg.eigh(covariances - floor[:, None])
         # What lies below the floor starts a little above it, where the gradient of L L^T does not vanish.
         least = 0.01 * covariances.diagonal(dim1=-2, dim2=-1).amin(-1)[..., None] + 1e-10
         root = vectors * values.clamp_min(least).sqrt()[..., None, :]
-        self.factors = nn.Parameter(torch.linalg.qr(root.mT).R.mT.contiguous())
+        return cls(torch.linalg.qr(root.mT).R.mT.contiguous(), floor)
 
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         matrices = self._matrices()
@@ -100,29 +105,33 @@ class LowRankCovariance(AbstractCovariance):
     """A diagonal plus a few directions, O(d rank) a component and point.
 
     Arguments:
-        covariances: initial spline coefficients, shape (B, K, d, d), positive definite.
-        floor: the part that cannot be lost, shape (B, d, d); its diagonal is used.
-        rank: number of directions.
+        factors: coefficients of U, shape (B, K, d, rank).
+        log_rest: log of the coefficients of delta less the floor, shape (B, K, d).
+        floor: the part of delta that cannot be lost, shape (B, d), positive.
     """
 
     floor: Tensor
 
-    def __init__(self, covariances: Tensor, floor: Tensor, rank: int = 8) -> None:
+    def __init__(self, factors: Tensor, log_rest: Tensor, floor: Tensor) -> None:
         super().__init__()
+        self.factors, self.log_rest = nn.Parameter(factors.clone()), nn.Parameter(log_rest.clone())
+        self.register_buffer("floor", floor.clone())
+
+    @classmethod
+    def of(cls, covariances: Tensor, floor: Tensor, rank: int = 8) -> LowRankCovariance:
+        """Starts from covariances of shape (B, K, d, d) as spline coefficients, and the diagonal of their floor."""
         floor = floor.diagonal(dim1=-2, dim2=-1)
         values, vectors = torch.linalg.eigh(covariances)
         leading, rest = values[..., -rank:], values[..., :-rank]
         base = rest.mean(-1, keepdim=True) if rest.shape[-1] else torch.zeros_like(values[..., :1])
-        self.factors = nn.Parameter(vectors[..., -rank:] * (leading - base).clamp_min(0).sqrt()[..., None, :])
-        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
-        left = diagonal - self.factors.detach().square().sum(-1)
-        self.log_rest = nn.Parameter(torch.maximum(left - floor[:, None], 0.01 * diagonal).log())
-        self.register_buffer("floor", floor)
+        factors = vectors[..., -rank:] * (leading - base).clamp_min(0).sqrt()[..., None, :]
         # The eigenvectors of neighbouring times may differ in sign and order; turn each onto the one before.
-        with torch.no_grad():
-            for b in range(1, len(self.factors)):
-                u, _, v = torch.linalg.svd(self.factors[b].mT @ self.factors[b - 1])
-                self.factors[b] = self.factors[b] @ (u @ v)
+        for b in range(1, len(factors)):
+            u, _, v = torch.linalg.svd(factors[b].mT @ factors[b - 1])
+            factors[b] = factors[b] @ (u @ v)
+        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
+        left = diagonal - factors.square().sum(-1)
+        return cls(factors, torch.maximum(left - floor[:, None], 0.01 * diagonal).log(), floor)
 
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         rest = self.log_rest.exp() + self.floor[:, None]

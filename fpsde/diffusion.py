@@ -44,8 +44,8 @@ class AbstractDiffusion(nn.Module):
         """Sets the readout from a tensor of shape (d, P)."""
 
     @abstractmethod
-    def penalty(self) -> Tensor:
-        """Returns which readouts a ridge penalises, shape (P,)."""
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        """Returns the ridge on the readouts of a coordinate, shape (P,)."""
 
 
 class KnownDiffusion(AbstractDiffusion):
@@ -77,7 +77,7 @@ class KnownDiffusion(AbstractDiffusion):
     def set_readout(self, values: Tensor) -> None:
         """Does nothing: there is no readout."""
 
-    def penalty(self) -> Tensor:
+    def penalty(self, hidden: float, linear: float) -> Tensor:
         return self.level[:0]
 
 
@@ -109,8 +109,8 @@ class ConstantDiffusion(AbstractDiffusion):
     def set_readout(self, values: Tensor) -> None:
         self.log_level.copy_(values[:, 0])
 
-    def penalty(self) -> Tensor:
-        return 0.01 * torch.ones_like(self.log_level[:1])
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        return linear * torch.ones_like(self.log_level[:1])
 
 
 class StateDiffusion(AbstractDiffusion):
@@ -162,10 +162,10 @@ class StateDiffusion(AbstractDiffusion):
     def set_readout(self, values: Tensor) -> None:
         self.net.set_readout(values)
 
-    def penalty(self) -> Tensor:
+    def penalty(self, hidden: float, linear: float) -> Tensor:
         # Where the data say nothing, the level holds on to where it started instead of collapsing to zero.
-        penalty = self.net.penalty()
-        penalty[-1] = 0.01
+        penalty = self.net.penalty(hidden, linear)
+        penalty[-1] = linear
         return penalty
 
     def _slope(self, z: Series) -> Series:

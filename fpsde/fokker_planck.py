@@ -33,6 +33,7 @@ __all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "i
 
 TRIM = 0.05
 CAUCHY_WIDTH = 3.0
+LEAST_WIDTH = 0.1
 
 
 def residual(density: DensityTerms, drift: tuple[Tensor, Tensor], variance: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -72,7 +73,7 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
 
     A mixture's far tails are those of its widest component, whatever the equation wants: there r is large and says
     nothing about the data. The 5 % of points with the least density at each time get no weight, and the rest that of a
-    Cauchy likelihood three times as wide as the median of \|r\|. The weights carry no gradient.
+    Cauchy likelihood three times as wide as the median of \|r\| at that time. The weights carry no gradient.
 
     Arguments:
         log_prob: log p, shape (M, N).
@@ -80,7 +81,7 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
     """
     with torch.no_grad():
         core = log_prob >= torch.quantile(log_prob, TRIM, dim=1, keepdim=True)
-        width = CAUCHY_WIDTH * r.abs().median() + torch.finfo(r.dtype).tiny
+        width = (CAUCHY_WIDTH * r.abs().median(dim=1, keepdim=True).values).clamp_min(LEAST_WIDTH)
         return core / (1 + (r / width).square())
 
 

@@ -68,6 +68,8 @@ class HollowNet(nn.Module):
         if not hidden:
             raise ValueError("hidden must name at least one layer width")
         self.dim, self.time, self.linear, self.activation = dim, time, linear, activation
+        self.settings = {"dim": dim, "conditioner": conditioner, "hidden": list(hidden), "width": width,
+                         "activation": activation, "time": time, "linear": linear}
         n_time = 1 + 2 * N_FREQUENCIES if time else 0
         self.conditioner = CONDITIONERS[conditioner](dim, n_time, width, activation)
         width_in = self.conditioner.features
@@ -172,11 +174,10 @@ class HollowNet(nn.Module):
             self.matrix.copy_(values[:, self.n_features:-1])
         self.offset.copy_(values[:, -1])
 
-    def penalty(self) -> Tensor:
-        """Returns which readouts a ridge penalises, shape (P,): the network's fully, the linear part hardly."""
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        """Returns the ridge on the readouts of a coordinate, shape (P,): on w, on A, and none on b."""
         ones = torch.ones_like(self.readout[0])
-        linear = ones.new_full((self.dim if self.linear else 0,), 0.01)
-        return torch.cat([ones, linear, ones.new_zeros(1)])
+        return torch.cat([hidden * ones, linear * ones.new_ones(self.dim if self.linear else 0), ones.new_zeros(1)])
 
     def _flatten(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.shape[-1] != self.dim:

@@ -82,8 +82,8 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
     floor = _at_nodes(pooled, times, basis) * (0.25 * k ** (-1 / dim)) ** 2
     spread = torch.as_tensor(_at_nodes(covariances, times, basis))
     covariance: AbstractCovariance = (
-        FullCovariance(spread, torch.as_tensor(floor)) if dim <= FULL_RANK_UP_TO
-        else LowRankCovariance(spread, torch.as_tensor(floor)))
+        FullCovariance.of(spread, torch.as_tensor(floor)) if dim <= FULL_RANK_UP_TO
+        else LowRankCovariance.of(spread, torch.as_tensor(floor)))
     return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis)),
                                covariance, constant_weights)
 

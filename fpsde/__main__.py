@@ -1,0 +1,5 @@
+"""Runs the command line as ``python -m fpsde``."""
+
+from fpsde.cli import main
+
+main(prog_name="fpsde")

@@ -1,0 +1,232 @@
+"""The command line: fpsde fit, simulate, evaluate, plot, info."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from fpsde.checkpoint import ModelFileError, write_atomically
+from fpsde.estimator import FokkerPlanckSDE, __version__
+from fpsde.evaluation import DISTANCES, evaluate_steps, format_scores
+from fpsde.sde import SimulationError
+from fpsde.snapshots import SnapshotError, Snapshots, read_snapshots
+from fpsde.train import TrainingError
+
+__all__ = ["main"]
+
+DATA_HELP = "DATA is a csv with a header or an npz with points and times."
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Turns what a user can mend into one sentence and exit code 2, and warnings into one line each."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
+        try:
+            yield
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError) as error:
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(2) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="fpsde")
+def main() -> None:
+    """Learn a stochastic differential equation from unpaired snapshots of a population."""
+
+
+def _number_or_word(_: click.Context, __: click.Parameter, value: str) -> str | float | list[float]:
+    if value in ("state", "constant"):
+        return value
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter("expected 'state', 'constant', a number or numbers with commas") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+@main.command(help="Fit an SDE to snapshots. " + DATA_HELP)
+@click.argument("data")
+@click.option("--time", help="Column or array with the times; found by its usual names if left out.")
+@click.option("--features", help="Columns to use, with commas; all but the time if left out.")
+@click.option("-o", "--output", default="model.fpsde", show_default=True, help="The model file to write.")
+@click.option("--components", default=32, show_default=True, help="Components of the mixture path.")
+@click.option("--drift", type=click.Choice(["time", "autonomous"]), default="time", show_default=True,
+              help="f(t, x) or f(x).")
+@click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
+              help="state, constant, or the known value.")
+@click.option("--steps", default=2000, show_default=True, help="Training steps.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def fit(data: str, time: str | None, features: str | None, output: str, components: int, drift: str, diffusion: Any,
+        steps: int, device: str, seed: int, quiet: bool) -> None:
+    with _plain_errors():
+        snapshots = _read(data, time, features)
+        _check_writable(output)
+        model = FokkerPlanckSDE(components, drift=drift, diffusion=diffusion, max_steps=steps, device=device,
+                                random_state=seed, verbose=0 if quiet else 1)
+        model.fit(_table(snapshots), snapshots.t)
+        model.save(output)
+        click.echo(f"{_describe(model)}\nWrote {output}")
+
+
+@main.command(help="Simulate trajectories from the points of a file. " + DATA_HELP)
+@click.argument("model")
+@click.option("--start", required=True, help="File with the start points; those of its first time are used.")
+@click.option("--time", help="Column or array with the times in the start file.")
+@click.option("--times", required=True, help="FIRST:LAST:STEP, or times with commas.")
+@click.option("-o", "--output", default="paths.npz", show_default=True, help="npz with times and paths (k, n, d), or csv.")
+@click.option("--paths", type=click.IntRange(1), help="Number of paths, as many as start points if left out.")
+@click.option("--step", type=float, help="Largest time step, chosen from the model if left out.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def simulate(model: str, start: str, time: str | None, times: str, output: str, paths: int | None, step: float | None,
+             seed: int, quiet: bool) -> None:
+    with _plain_errors():
+        fitted = FokkerPlanckSDE.load(model)
+        wanted = _parse_times(times)
+        snapshots = _matching(fitted, start, time)
+        _check_writable(output)
+        if Path(output).suffix.lower() not in (".npz", ".csv"):
+            raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
+        x = snapshots.at(snapshots.times[0])
+        if paths is not None:
+            x = x[np.random.default_rng(seed).choice(len(x), paths, replace=paths > len(x))]
+        result = fitted.simulate(_table(snapshots, x), wanted, time_step=step, random_state=seed,
+                                 verbose=0 if quiet else 1)
+        _write_paths(output, wanted, result, fitted.names_)
+        click.echo(f"Wrote {result.shape[1]} paths at {len(wanted)} times to {output}")
+
+
+@main.command(help="Compare a model with snapshots, step by step. " + DATA_HELP)
+@click.argument("model")
+@click.argument("data")
+@click.option("--time", help="Column or array with the times.")
+@click.option("--points", default=1000, show_default=True, type=click.IntRange(4), help="Most points in a comparison.")
+@click.option("--seed", default=0, show_default=True, help="Seed of points and noise.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(model: str, data: str, time: str | None, points: int, seed: int, as_json: bool) -> None:
+    with _plain_errors():
+        fitted = FokkerPlanckSDE.load(model)
+        snapshots = _matching(fitted, data, time)
+        scores = evaluate_steps(fitted, snapshots, points, seed)
+        likelihood = fitted.score(_table(snapshots), snapshots.t)
+        if as_json:
+            click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
+            return
+        for name in DISTANCES:
+            click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
+            click.echo()
+        click.echo(f"Mean log-likelihood per point {likelihood:.4f}")
+
+
+@main.command(help="Draw density, drift, noise, trajectories, learning curves and marginals. " + DATA_HELP)
+@click.argument("model")
+@click.argument("data")
+@click.option("--time", help="Column or array with the times.")
+@click.option("-o", "--output", default="figures", show_default=True, help="Folder for the figures.")
+@click.option("--seed", default=0, show_default=True, help="Seed of points and noise.")
+def plot(model: str, data: str, time: str | None, output: str, seed: int) -> None:
+    with _plain_errors():
+        from fpsde.plotting import save_figures
+
+        fitted = FokkerPlanckSDE.load(model)
+        snapshots = _matching(fitted, data, time)
+        try:
+            Path(output).mkdir(parents=True, exist_ok=True)
+            written = save_figures(fitted, snapshots, output, seed)
+        except OSError as error:
+            raise ValueError(f"{output}: cannot be written ({error.strerror or error})") from error
+        click.echo("\n".join(f"Wrote {path}" for path in written))
+
+
+@main.command(help="Say what a model file holds.")
+@click.argument("model")
+def info(model: str) -> None:
+    with _plain_errors():
+        click.echo(_describe(FokkerPlanckSDE.load(model)))
+
+
+def _read(data: str, time: str | None, features: str | None) -> Snapshots:
+    return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else ())
+
+
+def _matching(model: FokkerPlanckSDE, path: str, time: str | None) -> Snapshots:
+    """Reads data with the model's own columns."""
+    features = model.names_ if Path(path).suffix.lower() == ".csv" else ()
+    snapshots = read_snapshots(path, time, features)
+    if snapshots.dim != model.n_features_in_:
+        raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
+    return Snapshots(snapshots.x, snapshots.t, model.names_)
+
+
+def _table(snapshots: Snapshots, x: np.ndarray | None = None) -> Any:
+    return snapshots.x if x is None else x
+
+
+def _parse_times(text: str) -> list[float]:
+    try:
+        if ":" in text:
+            first, last, step = (float(part) for part in text.split(":"))
+            if step <= 0 or last <= first or (last - first) / step > 1e6:
+                raise ValueError
+            return [float(v) for v in first + step * np.arange(round((last - first) / step) + 1) if v <= last + 1e-9 * step]
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--times must be FIRST:LAST:STEP or increasing numbers with commas, got {text!r}") from None
+
+
+def _check_writable(path: str) -> None:
+    """Finds out before the work, not after it, that the result cannot be written."""
+    target = Path(path)
+    if target.is_dir():
+        raise ModelFileError(f"{path}: cannot be written (it is a folder)")
+    if not target.parent.is_dir():
+        raise ModelFileError(f"{path}: cannot be written (no folder {target.parent})")
+    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        raise ModelFileError(f"{path}: cannot be written (no permission)")
+
+
+def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tuple[str, ...]) -> None:
+    if Path(output).suffix.lower() == ".npz":
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, times=np.array(times), paths=paths, names=np.array(names))
+        write_atomically(output, buffer.getvalue())
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "time", *names])
+    for k, time in enumerate(times):
+        for i, point in enumerate(paths[k]):
+            writer.writerow([i, repr(time), *(repr(float(v)) for v in point)])
+    write_atomically(output, text.getvalue().encode())
+
+
+def _describe(model: FokkerPlanckSDE) -> str:
+    parameters = model.get_params()
+    pinned = ("drift and noise are the same at all times, which is what splits them"
+              if parameters["drift"] == "autonomous" else
+              "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption")
+    shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
+    noise = ", ".join(f"{v:.3g}" for v in model.diffusion(model._centre[None], model.times_[0])[0][:6])
+    lines = [
+        f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
+        f"from {model.times_[0]:g} to {model.times_[-1]:g}",
+        f"drift {parameters['drift']}, diffusion {parameters['diffusion']}: {pinned}",
+        f"{model.density_.n_components} components, {parameters['max_steps']} steps, "
+        f"{int(model.summary_['skipped_steps'])} skipped",
+        f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
+        f"{model.summary_['residual']:.3g}",
+        f"noise at the centre of the data {noise}"]
+    return "\n".join(lines)

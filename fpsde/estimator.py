@@ -1,0 +1,352 @@
+"""The facade: snapshots in, a fitted SDE out, with the conventions of scikit-learn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.identification import IdentificationConfig, identify
+from fpsde.model_file import build_parts, describe_parts
+from fpsde.progress import Progress
+from fpsde.sde import FittedSDE, simulate
+from fpsde.snapshots import Snapshots
+from fpsde.train import Report, choose_device, one_thread
+
+__all__ = ["FokkerPlanckSDE"]
+
+Array = NDArray[np.float64]
+
+CHUNK = 8192
+
+try:
+    __version__ = version("fpsde")
+except PackageNotFoundError:
+    __version__ = "unknown"
+
+
+class _Setting:
+    """A constructor argument that shares its name with a method.
+
+    Assigning stores the argument, as scikit-learn wants it; reading gives the bound method, as users want it;
+    `get_params` returns the argument.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __set__(self, instance: object, value: Any) -> None:
+        vars(instance)[self._name] = value
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> Callable[..., Any]:
+        return self._method if instance is None else MethodType(self._method, instance)
+
+
+class FokkerPlanckSDE(DensityMixin, BaseEstimator):
+    r"""Learns an Ito SDE :math:`dx = f(t, x)\,dt + g(t, x) \odot dW` from unpaired snapshots of a population.
+
+    Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
+    same at all times; with ``drift="time"`` by least kinetic energy of the drift, an assumption rather than a finding.
+
+    Arguments:
+        n_components: components of the mixture path, fewer if a snapshot has fewer than 8 points for each.
+        drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x).
+        diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g, a number or an
+            array of d, in data units per square root of the time unit.
+        conditioner: of the hollow nets, "leave-one-out" or "masked".
+        hidden: widths of the nets' hidden layers.
+        max_steps: training steps.
+        validation_fraction: share of each snapshot held out for monitoring.
+        device: "auto", "cpu" or "cuda".
+        random_state: seed; on the CPU the same seed gives the same fit bit for bit.
+        verbose: 0 for silence, 1 for progress.
+
+    Attributes:
+        sde_: the fitted equation in data units, a module that `torchsde.sdeint` takes as it is.
+        density_: the density path, in dimensionless units.
+        history_: learning curves, one dict for each report.
+        summary_: residual, held-out likelihood and skipped steps.
+        times_: the times of the snapshots.
+        n_features_in_: number of coordinates d.
+
+    References:
+        Neural Networks with Cheap Differential Operators (Chen & Duvenaud, 2019), https://arxiv.org/abs/1912.03579
+
+    Example:
+        >>> model = FokkerPlanckSDE(drift="autonomous", random_state=0).fit(X, t)
+        >>> paths = model.simulate(X[t == 0], times=[0.0, 0.5, 1.0])
+    """
+
+    def __init__(self, n_components: int = 32, *, drift: str = "time", diffusion: str | float | ArrayLike = "state",
+                 conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
+                 validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
+                 verbose: int = 0) -> None:
+        self.n_components = n_components
+        self.drift = drift
+        self.diffusion = diffusion
+        self.conditioner = conditioner
+        self.hidden = hidden
+        self.max_steps = max_steps
+        self.validation_fraction = validation_fraction
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> FokkerPlanckSDE:  # noqa: N803
+        """Fits density, drift and diffusion.
+
+        Arguments:
+            X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
+            y: the time of each point, shape (n,).
+
+        Raises:
+            SnapshotError: a ValueError; if the points or times cannot be used.
+        """
+        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, y_numeric=True)  # noqa: N806
+        names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
+        data = Snapshots.of(X, y, names)
+        config = self._config(data.dim)
+        device = choose_device(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with Progress("fitting", config.steps, silent=self.verbose < 1) as progress, one_thread(device):
+            shown: dict[str, float] = {}
+
+            def report(state: Report) -> None:
+                shown.update(state.values)
+                progress.update(state.step, shown)
+
+            fitted = identify(data, config, seed, device, report)
+        self.names_ = data.names
+        self.times_ = data.times
+        self.counts_ = np.array([len(x) for x in data.groups()])
+        self._set_parts(fitted.sde, fitted.model.density)
+        self.history_, self.summary_ = fitted.history, fitted.summary
+        self.n_iter_ = config.steps
+        return self
+
+    @_Setting
+    def drift(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+        """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
+
+        Returns:
+            f, shape (n, d), in data units per time unit.
+        """
+        check_is_fitted(self, "sde_")
+        return self._evaluate(self.sde_.f, X, t)
+
+    @_Setting
+    def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+        """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
+
+        Returns:
+            g, shape (n, d), in data units per square root of the time unit.
+        """
+        check_is_fitted(self, "sde_")
+        return self._evaluate(self.sde_.g, X, t)
+
+    def score_samples(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+        """Evaluates log p(x | t) in data units, shape (n,), at points X, shape (n, d), and times t, shape () or (n,)."""
+        check_is_fitted(self, "sde_")
+        x, t = self._points(X), _times(t, len(_to_numpy(X)))
+        result = np.empty(len(x))
+        with torch.no_grad():
+            # One time at a time in float64: the answer for a point does not depend on the points beside it.
+            for time in np.unique(t):
+                rows = np.flatnonzero(t == time)
+                for part in np.array_split(rows, -(-len(rows) // CHUNK)):
+                    z = torch.as_tensor((x[part] - self._centre) / self._scale, device=self._device)
+                    result[part] = self.density_.log_prob(self._dimensionless(time), z[None])[0].cpu().numpy()
+        return result - np.log(self._scale).sum()
+
+    def score(self, X: ArrayLike, y: ArrayLike) -> float:  # noqa: N803
+        """Returns the mean log-likelihood of points X at times y."""
+        return float(self.score_samples(X, y).mean())
+
+    def sample(self, n: int, t: float, random_state: Any = None) -> Array:
+        """Draws n points from the density at time t, shape (n, d), in data units."""
+        check_is_fitted(self, "sde_")
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        generator = torch.Generator(device=self._device).manual_seed(seed)
+        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0].cpu().numpy()
+        return z * self._scale + self._centre
+
+    def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,  # noqa: N803
+                 method: str = "euler", random_state: Any = None, verbose: int | None = None) -> Array:
+        """Simulates trajectories with torchsde.
+
+        Arguments:
+            X0: start points at times[0], shape (n, d).
+            times: increasing times, shape (k,).
+            time_step: largest step in time units, chosen from the model's own rates if left out.
+            method: "euler" or "milstein" in fixed steps, "srk" in adaptive ones.
+            random_state: seed of the noise.
+            verbose: 1 for progress; as in the constructor if left out.
+
+        Returns:
+            The trajectories, shape (k, n, d), in data units.
+
+        Raises:
+            ValueError: if times do not increase or X0 has the wrong number of coordinates.
+            SimulationError: if paths become infinite.
+        """
+        check_is_fitted(self, "sde_")
+        times = np.asarray(_to_numpy(times), dtype=np.float64)
+        if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
+            raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
+        if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
+            raise ValueError(f"time_step must be positive, got {time_step!r}")
+        self._warn_outside(times)
+        y0 = torch.as_tensor(self._points(X0), dtype=torch.float32, device=self._device)
+        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        silent = (self.verbose if verbose is None else verbose) < 1
+        with Progress("simulating", len(times) - 1, silent=silent) as progress:
+            paths = simulate(self.sde_, y0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed,
+                             method, lambda done, _: progress.update(done))
+        return paths.cpu().numpy().astype(np.float64)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.
+
+        Raises:
+            ModelFileError: if the file cannot be written.
+        """
+        check_is_fitted(self, "sde_")
+        header, tensors = describe_parts(self.sde_, self.density_)
+        fitted = {"parameters": _plain(self.get_params(deep=False)), "names": list(self.names_),
+                  "named": hasattr(self, "feature_names_in_"), "times": self.times_.tolist(),
+                  "counts": self.counts_.tolist(), "history": self.history_, "summary": self.summary_,
+                  "written_by": f"fpsde {__version__}"}
+        save_file(path, tensors, {"parts": header, "fitted": fitted})
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> FokkerPlanckSDE:
+        """Reads a model that :meth:`save` wrote.
+
+        Raises:
+            ModelFileError: if the file is missing, damaged or not a model.
+        """
+        tensors, header = load_file(path)
+        try:
+            sde, density = build_parts(header["parts"], tensors)
+            fitted = header["fitted"]
+            parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
+            model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
+            model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
+            model.counts_ = np.array(fitted["counts"], dtype=int)
+            model.history_, model.summary_ = fitted["history"], fitted["summary"]
+            model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], density.dim
+            if fitted["named"]:
+                model.feature_names_in_ = np.array(model.names_, dtype=object)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
+        where = choose_device(device)
+        model._set_parts(sde.to(where), density.to(where))
+        return model
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Returns the constructor's arguments by name."""
+        names = {"drift", "diffusion"}
+        return {**super().get_params(deep), **{name: vars(self)[name] for name in names}}
+
+    def _config(self, dim: int) -> IdentificationConfig:
+        given = self.get_params(deep=False)
+        drift, diffusion = given["drift"], given["diffusion"]
+        if drift not in ("time", "autonomous"):
+            raise ValueError(f"drift must be 'time' or 'autonomous', got {drift!r}")
+        if not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
+            diffusion = _known(diffusion, dim)
+        for name, least in (("n_components", 1), ("max_steps", 1)):
+            if not isinstance(given[name], (int, np.integer)) or given[name] < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction!r}")
+        return IdentificationConfig(
+            n_components=int(self.n_components), drift=drift, diffusion=diffusion, conditioner=self.conditioner,
+            hidden=tuple(self.hidden), steps=int(self.max_steps), held_out=float(self.validation_fraction))
+
+    def _set_parts(self, sde: FittedSDE, density: Any) -> None:
+        self.sde_, self.density_ = sde, density.double()
+        self._centre, self._scale = (v.cpu().double().numpy() for v in (sde.centre, sde.scale))
+        self._device = sde.centre.device
+
+    def _points(self, x: ArrayLike) -> Array:
+        return validate_data(self, _to_numpy(x), dtype=np.float64, reset=False)
+
+    def _dimensionless(self, time: float) -> torch.Tensor:
+        first, last = self.sde_.time_range
+        return torch.tensor([(time - first) / (last - first)], dtype=torch.float64, device=self._device)
+
+    @torch.no_grad()
+    def _evaluate(self, function: Any, x: ArrayLike, t: ArrayLike) -> Array:
+        points = self._points(x)
+        times = torch.as_tensor(_times(t, len(points)), device=self._device)
+        y = torch.as_tensor(points, dtype=torch.float32, device=self._device)
+        parts = [function(a, b) for a, b in zip(times.split(CHUNK), y.split(CHUNK), strict=True)]
+        return torch.cat(parts).cpu().numpy().astype(np.float64)
+
+    def _warn_outside(self, times: Array) -> None:
+        first, last = self.sde_.time_range
+        slack = 1e-9 * (last - first)
+        if times[0] >= first - slack and times[-1] <= last + slack:
+            return
+        how = ("this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data "
+               "were" if self.sde_.autonomous else
+               "drift and diffusion are held at their value at the nearest time of the data")
+        warnings.warn(f"simulating from {times[0]:g} to {times[-1]:g}, outside the data's times {first:g} to {last:g}: "
+                      f"{how}", UserWarning, stacklevel=3)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        return tags
+
+
+def _to_numpy(values: Any) -> Any:
+    """Turns torch tensors into numpy arrays and leaves everything else to scikit-learn."""
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def _times(t: ArrayLike, n: int) -> Array:
+    times = np.asarray(_to_numpy(t), dtype=np.float64)
+    if times.shape not in ((), (n,)) or not np.isfinite(times).all():
+        raise ValueError(f"times must be one finite number or {n} of them, got shape {times.shape}")
+    return np.full(n, times)
+
+
+def _known(diffusion: Any, dim: int) -> tuple[float, ...]:
+    try:
+        values = np.asarray(_to_numpy(diffusion), dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.full(0, np.nan)
+    if values.shape not in ((), (dim,)) or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError("diffusion must be 'state', 'constant', or known values that are not negative, one number or "
+                         f"{dim}, got {diffusion!r}")
+    return tuple(np.broadcast_to(values, (dim,)).tolist())
+
+
+def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as JSON holds them; a random state that is no number is left out."""
+    plain = {name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+             for name, value in parameters.items()}
+    plain["hidden"] = list(plain["hidden"])
+    plain["diffusion"] = _to_numpy(plain["diffusion"])
+    if isinstance(plain["diffusion"], np.ndarray):
+        plain["diffusion"] = plain["diffusion"].tolist()
+    if not isinstance(plain["random_state"], (int, type(None))):
+        plain["random_state"] = None
+    return plain
