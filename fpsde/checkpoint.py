@@ -83,7 +83,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             version = metadata.get("version", "")
             if version != str(FORMAT_VERSION):
                 raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; update fpsde")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = json.loads(metadata["header"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ModelFileError(f"{path}: not a model file, or damaged ({error})") from error

@@ -86,7 +86,7 @@ class MaskedConditioner(AbstractConditioner):
     def __init__(self, dim: int, n_time: int, width: int, activation: str) -> None:
         super().__init__()
         half = max(width // 2, 1)
-        self.dim, self.half, self.features = dim, half, 2 * half
+        self.dim, self.half_width, self.features = dim, half, 2 * half
         self.activation = ACTIVATIONS[activation][0]
         # Group j of the hidden units sees x_0..x_j; output i sees the groups strictly before i, hence x_<i.
         self.register_buffer("before", torch.ones(dim, dim).tril(-1))
@@ -98,13 +98,13 @@ class MaskedConditioner(AbstractConditioner):
 
     def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
         both = torch.stack([x, x.flip(-1)])
-        inclusive = (self.before + torch.eye(self.dim).to(self.before)).T.repeat_interleave(self.half, 1)
-        strict = self.before.T.repeat_interleave(self.half, 0).repeat_interleave(self.half, 1)
+        inclusive = (self.before + torch.eye(self.dim).to(self.before)).T.repeat_interleave(self.half_width, 1)
+        strict = self.before.T.repeat_interleave(self.half_width, 0).repeat_interleave(self.half_width, 1)
         z = torch.baddbmm(self.first_shift, both, self.first * inclusive)
         if self.first_time is not None and time is not None:
             z = z + time @ self.first_time
         h = self.activation(torch.baddbmm(self.second_shift, self.activation(z), self.second * strict))
-        h = h.unflatten(-1, (self.dim, self.half))
+        h = h.unflatten(-1, (self.dim, self.half_width))
         return torch.cat([h[0], h[1].flip(1)], -1).transpose(0, 1)
 
 

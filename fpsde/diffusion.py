@@ -18,6 +18,7 @@ from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, s
 __all__ = ["AbstractDiffusion", "ConstantDiffusion", "KnownDiffusion", "StateDiffusion"]
 
 SHARPNESS = 3.0
+FLOOR = 0.05
 
 
 class AbstractDiffusion(nn.Module):
@@ -114,10 +115,10 @@ class ConstantDiffusion(AbstractDiffusion):
 
 
 class StateDiffusion(AbstractDiffusion):
-    r"""A free-form diffusion, :math:`g_i = \ell_i\, \mathrm{softplus}_s(z_i(t, x))` with z a HollowNet.
+    r"""A free-form diffusion, :math:`g_i = \ell_i\,(0.05 + \mathrm{softplus}_s(z_i(t, x)))` with z a HollowNet.
 
     The softplus has sharpness 3: it is close to linear above 1/2, so that noise proportional to x is in easy reach,
-    positive everywhere, and grows at most linearly, which keeps simulations from exploding.
+    bounded away from zero, and grows at most linearly, which keeps simulations from exploding.
 
     Arguments:
         net: gives z; its offset is set to 1 and the rest of its readout to 0, that is to a constant g.
@@ -135,11 +136,11 @@ class StateDiffusion(AbstractDiffusion):
             net.offset.fill_(1.0)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.level * compose_softplus([self.net(t, x)], SHARPNESS)[0]
+        return self.level * _positive([self.net(t, x)])[0]
 
     def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = from_derivatives(self.net.derivatives(t, x, order=2))
-        root = [self.level * c for c in compose_softplus(z, SHARPNESS)]
+        root = [self.level * c for c in _positive(z)]
         a, slope, bend = to_derivatives(multiply(root, root))
         return a, slope, bend
 
@@ -169,7 +170,13 @@ class StateDiffusion(AbstractDiffusion):
         return penalty
 
     def _slope(self, z: Series) -> Series:
-        """The series of da / dz = 2 l^2 softplus_s(z) sigmoid(s z)."""
-        root = compose_softplus(z, SHARPNESS)
+        """The series of da / dz = 2 l^2 (0.05 + softplus_s(z)) sigmoid(s z)."""
+        root = _positive(z)
         rise = sigmoid([SHARPNESS * c for c in z])
         return [2 * self.level.square() * c for c in multiply(root, rise)]
+
+
+def _positive(z: Series) -> Series:
+    """The series of 0.05 + softplus of sharpness 3."""
+    value, *rest = compose_softplus(z, SHARPNESS)
+    return [value + FLOOR, *rest]

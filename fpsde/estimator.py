@@ -107,7 +107,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> FokkerPlanckSDE:  # noqa: N803
+    def fit(self, X: ArrayLike, y: ArrayLike) -> FokkerPlanckSDE:
         """Fits density, drift and diffusion.
 
         Arguments:
@@ -117,7 +117,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         Raises:
             SnapshotError: a ValueError; if the points or times cannot be used.
         """
-        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, y_numeric=True)  # noqa: N806
+        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names)
         config = self._config(data.dim)
@@ -140,7 +140,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         return self
 
     @_Setting
-    def drift(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+    def drift(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
 
         Returns:
@@ -150,7 +150,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         return self._evaluate(self.sde_.f, X, t)
 
     @_Setting
-    def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+    def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
 
         Returns:
@@ -159,7 +159,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.g, X, t)
 
-    def score_samples(self, X: ArrayLike, t: ArrayLike) -> Array:  # noqa: N803
+    def score_samples(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates log p(x | t) in data units, shape (n,), at points X, shape (n, d), and times t, shape () or (n,)."""
         check_is_fitted(self, "sde_")
         x, t = self._points(X), _times(t, len(_to_numpy(X)))
@@ -173,7 +173,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
                     result[part] = self.density_.log_prob(self._dimensionless(time), z[None])[0].cpu().numpy()
         return result - np.log(self._scale).sum()
 
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:  # noqa: N803
+    def score(self, X: ArrayLike, y: ArrayLike) -> float:
         """Returns the mean log-likelihood of points X at times y."""
         return float(self.score_samples(X, y).mean())
 
@@ -185,7 +185,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         z = self.density_.sample(self._dimensionless(t), int(n), generator)[0].cpu().numpy()
         return z * self._scale + self._centre
 
-    def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,  # noqa: N803
+    def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
                  method: str = "euler", random_state: Any = None, verbose: int | None = None) -> Array:
         """Simulates trajectories with torchsde.
 

@@ -31,7 +31,7 @@ PREDICTIONS = ("model", "density", "floor", "carry-forward", "midpoint")
 class Model(Protocol):
     """What an evaluation needs of a model."""
 
-    def simulate(self, X0: Array, times: list[float], *, random_state: int) -> Array: ...  # noqa: N803, D102
+    def simulate(self, X0: Array, times: list[float], *, random_state: int) -> Array: ...  # noqa: D102
     def sample(self, n: int, t: float, random_state: int) -> Array: ...  # noqa: D102
 
 
@@ -43,7 +43,7 @@ class StepScore(NamedTuple):
 
     start: float
     end: float
-    count: int
+    points: int
     distances: dict[str, dict[str, float]]
     """By name of the distance and of the prediction; NaN where there is no such prediction."""
 
@@ -89,7 +89,7 @@ def format_scores(scores: list[StepScore], distance: str = "W1") -> str:
     for score in scores:
         row = score.distances[distance]
         cells = [f"{row[name]:13.3f}" if np.isfinite(row[name]) else f"{'-':>13}" for name in PREDICTIONS]
-        lines.append("  ".join([f"{f'{score.start:g} -> {score.end:g}':>15}", f"{score.count:6d}", *cells]))
+        lines.append("  ".join([f"{f'{score.start:g} -> {score.end:g}':>15}", f"{score.points:6d}", *cells]))
     worst = max(scores, key=lambda s: s.distances[distance]["model"] - s.distances[distance]["density"])
     row = worst.distances[distance]
     if row["model"] > 1.1 * row["density"]:

@@ -73,7 +73,7 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
 
     A mixture's far tails are those of its widest component, whatever the equation wants: there r is large and says
     nothing about the data. The 5 % of points with the least density at each time get no weight, and the rest that of a
-    Cauchy likelihood three times as wide as the median of \|r\| at that time. The weights carry no gradient.
+    Cauchy likelihood three times as wide as the median of abs(r) at that time. The weights carry no gradient.
 
     Arguments:
         log_prob: log p, shape (M, N).

@@ -193,7 +193,7 @@ class HollowNet(nn.Module):
         function, series_function = ACTIVATIONS[self.activation]
         own = x.T[:, :, None]
         z = torch.baddbmm(self.shifts[0], h, self.others) + own * self.own
-        if self.clock is not None:
+        if self.clock is not None and time is not None:
             z = z + time @ self.clock
         if order == 0:
             z = function(z)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpsde.density import AbstractDensity
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
 from fpsde.hollow import HollowNet
@@ -67,7 +68,7 @@ class IdentificationConfig:
     activation: str = "tanh"
     steps: int = 2000
     warmup: float = 0.2
-    residual_weights: tuple[float, float] = (0.03, 3.0)
+    residual_weights: tuple[float, float] = (0.03, 0.3)
     path_energy: float = 1e-3
     drift_energy: float = 1e-2
     ridge: Ridge = Ridge()
@@ -143,7 +144,7 @@ class _Fit:
 
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
         c = self.config
-        new = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
+        new: dict[str, Any] = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
                "time": c.drift == "time", "random_readout": False}
         level = self._typical_width()
         if c.diffusion == "constant":
@@ -169,8 +170,11 @@ class _Fit:
                     lambda model: -self._likelihood(model.density))
 
     def start_nets(self) -> None:
-        """Finds a first drift with a constant noise level, in the weak form."""
-        if not self.config.solve:
+        """Finds a first drift with a constant noise level, in the weak form.
+
+        Beside a drift that is free in time, no noise level explains the data better than another: it stays where it is.
+        """
+        if not self.config.solve or self.config.drift == "time":
             return
         diffusion = self.model.diffusion
         if isinstance(diffusion, StateDiffusion):
@@ -187,7 +191,7 @@ class _Fit:
         first, last = self.config.residual_weights
         inner, readouts = self._net_parameters()
         rate = self.config.learning_rate
-        groups = [{"params": list(self.density.parameters())}, {"params": inner, "lr": 0.1 * rate}]
+        groups: list[dict[str, Any]] = [{"params": list(self.density.parameters())}, {"params": inner, "lr": 0.1 * rate}]
         if not self.config.solve:
             groups.append({"params": readouts, "lr": rate})
         solver = ReadoutSolver(self.model, self.config.ridge)
@@ -204,7 +208,7 @@ class _Fit:
 
         check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
 
-        def score(model: nn.Module) -> float:
+        def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
             return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
 
@@ -227,7 +231,7 @@ class _Fit:
 
         check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
 
-        def score(model: nn.Module) -> float:
+        def score(model: FokkerPlanckLoss) -> float:
             with torch.no_grad():
                 return float(model(self.t[:1], check[1][:1], *check, weights).loss
                              + model.density.log_prob(self.t[:1], check[1][:1]).mean())
@@ -276,17 +280,17 @@ class _Fit:
         return t, self.density.sample(t, n, self.generator)
 
     @torch.no_grad()
-    def _likelihood(self, density: nn.Module) -> float:
+    def _likelihood(self, density: AbstractDensity) -> float:
         return float(torch.stack([density.log_prob(self.t[j:j + 1], self.held.group(j)[None]).mean()
                                   for j in range(len(self.t))]).mean())
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
-               score: Callable[[nn.Module], float], before: Callable[[int, tuple[Any, ...]], None] | None = None) -> None:
+               score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None) -> None:
         if steps < 1:
             return
         first, every = self.done, max(1, self.config.steps // 100)
 
-        def report(state: Report, model: nn.Module, terms: LossTerms) -> None:
+        def report(state: Report, terms: LossTerms) -> None:
             values: dict[str, float] = {}
             if state.step % every == 0 or state.step == steps:
                 values = {"likelihood": float(terms.likelihood.detach()) - float(np.log(self.scale).sum()),
@@ -339,5 +343,6 @@ def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float
 @torch.no_grad()
 def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
     terms = model.density.terms(t, x)
-    r = residual(terms, model.drift.derivatives(t[:, None], x, order=1), model.diffusion.variance(t[:, None], x))
+    f, f_slope = model.drift.derivatives(t[:, None], x, order=1)
+    r = residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x))
     return float((influence(terms.log_prob, r) * r.square()).mean())

@@ -40,7 +40,7 @@ class Ridge(NamedTuple):
     bent, since a bend in the noise and one in the drift look much alike in the marginals.
     """
 
-    drift: float = 1e-5
+    drift: float = 1e-4
     """Of the drift's hidden features."""
     diffusion: float = 10.0
     """Of the diffusion's hidden features."""

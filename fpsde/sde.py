@@ -117,7 +117,7 @@ class FreshIncrements(BaseBrownian):
     def __init__(self, size: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> None:
         self._size, self._generator, self._dtype = torch.Size(size), generator, dtype
 
-    def __call__(self, ta: Tensor, tb: Tensor | None = None, return_U: bool = False,  # noqa: N803: torchsde's names
+    def __call__(self, ta: Tensor, tb: Tensor | None = None, return_U: bool = False,
                  return_A: bool = False) -> Tensor:
         if tb is None or return_U or return_A:
             raise ValueError("fresh increments serve steps of euler and milstein only")

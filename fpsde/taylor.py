@@ -49,7 +49,7 @@ def exp(z: Series) -> Series:
 
 
 def tanh(z: Series) -> Series:
-    """Returns the series of tanh(z), from y' = (1 - y^2) z'."""
+    """Returns the series of the hyperbolic tangent, from y' = (1 - y^2) z'."""
     y = [z[0].tanh()]
     slope = [1 - y[0] * y[0]]
     for n in range(1, len(z)):

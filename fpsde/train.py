@@ -69,9 +69,9 @@ class TrainResult(NamedTuple):
 
 
 def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
-          score: Callable[[nn.Module], float], config: TrainConfig, *,
+          score: Callable[[Any], float], config: TrainConfig, *,
           before: Callable[[int, tuple[Any, ...]], None] | None = None,
-          report: Callable[[Report, nn.Module, Any], None] | None = None) -> TrainResult:
+          report: Callable[[Report, Any], None] | None = None) -> TrainResult:
     """Trains a module whose forward is the loss.
 
     A step whose loss or gradient is not finite is skipped and counted: it reaches neither the parameters nor the
@@ -119,7 +119,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
             if value <= best:
                 best, best_step, best_state = value, step + 1, _copy(average.module)
         if report is not None:
-            report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), module, terms)
+            report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), terms)
     return TrainResult(config.steps, skipped, best_step, best, best_state)
 
 

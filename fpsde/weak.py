@@ -23,16 +23,15 @@ from fpsde.density import DensityTerms
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.projection import ReadoutSolver, Rows
 
-__all__ = ["TestFunctions", "random_tests", "solve_weakly", "weak_rows"]
+__all__ = ["SmoothFunctions", "random_tests", "solve_weakly", "weak_rows"]
 
 TIMES_PER_GROUP = 6
 MAX_PRODUCTS = 60
 
 
-class TestFunctions(NamedTuple):
+class SmoothFunctions(NamedTuple):
     """Values, gradients and diagonal second derivatives of Q functions at M times with N points each."""
 
-    __test__ = False
     values: Tensor
     """Shape (M, N, Q), of mean zero over a group of times."""
     gradients: Tensor
@@ -90,7 +89,7 @@ def weak_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, group: Tensor, gene
     return Rows(next(grouped).flatten(2).flatten(0, 1), next(grouped).flatten(), 1.0)
 
 
-def random_tests(x: Tensor, generator: torch.Generator) -> TestFunctions:
+def random_tests(x: Tensor, generator: torch.Generator) -> SmoothFunctions:
     """Draws test functions of unit size: linear, quadratic, and random waves, in coordinates whitened by groups of times.
 
     Arguments:
@@ -126,9 +125,9 @@ def random_tests(x: Tensor, generator: torch.Generator) -> TestFunctions:
     seconds = torch.cat([torch.zeros_like(y)[..., None].expand(*y.shape, d), flat,
                          -cosine[..., None] * waves.square()[:, None]], -2)
     values = values - values.mean(1, keepdim=True)
-    return TestFunctions(*(z.reshape(*x.shape[:2], *z.shape[2:]) for z in (values, gradients, seconds)))
+    return SmoothFunctions(*(z.reshape(*x.shape[:2], *z.shape[2:]) for z in (values, gradients, seconds)))
 
 
-def _rate_of_change(tests: TestFunctions, density: DensityTerms) -> Tensor:
+def _rate_of_change(tests: SmoothFunctions, density: DensityTerms) -> Tensor:
     """Integrand of d E[psi] / dt: what the components' motion and their change of weight do to psi, shape (M, N, Q)."""
     return ((tests.gradients * density.velocity[:, :, None]).sum(-1) + tests.values * density.mass_rate[..., None])

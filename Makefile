@@ -1,0 +1,40 @@
+# Everything for a new machine with Python, pip and make: `make demo` and `make test` build the environment they need.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint types quick slow gpu benchmark clean
+
+demo: $(READY)
+	$(BIN)/python examples/lotka_volterra.py
+
+test: lint types quick
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+quick: $(READY)
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m 'not slow' --device cuda
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/recovery.py
+
+# torch first and pinned: a bare torch would bring CUDA to a machine that has no use for it.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,256 @@
+"""Figures: snapshots with the learned density, drift and noise, trajectories, learning curves, marginals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fpsde.metrics import wasserstein
+from fpsde.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from fpsde.estimator import FokkerPlanckSDE
+
+__all__ = ["plot_density", "plot_drift", "plot_learning", "plot_marginals", "plot_trajectories", "save_figures"]
+
+Array = NDArray[np.float64]
+
+MAX_PANELS = 6
+COLORS = "viridis"
+INK = "#333333"
+
+
+class _Plane:
+    """Two directions to look along: the coordinates themselves in 2-D, the leading principal directions above."""
+
+    def __init__(self, data: Snapshots) -> None:
+        self.data, self.dim = data, data.dim
+        self.centre, self.scale = data.x.mean(0), data.x.std(0)
+        if self.dim > 2:
+            z = (data.x - self.centre) / self.scale
+            self.axes = np.linalg.svd(z - z.mean(0), full_matrices=False)[2][:2]
+            self.labels = ("principal direction 1", "principal direction 2")
+        else:
+            names = (*data.names, "")
+            self.axes, self.labels = np.eye(self.dim), (names[0], names[1])
+
+    def project(self, x: Array) -> Array:
+        """Points (..., d) to the plane (..., 2), or (..., 1) for d = 1."""
+        return x if self.dim <= 2 else ((x - self.centre) / self.scale) @ self.axes.T
+
+    def project_vectors(self, v: Array) -> Array:
+        return v if self.dim <= 2 else (v / self.scale) @ self.axes.T
+
+    def limits(self) -> Array:
+        """Range that holds the points but for the outermost few, with a margin, shape (2, k)."""
+        low, high = np.quantile(self.project(self.data.x), [0.002, 0.998], axis=0)
+        return np.stack([low - 0.08 * (high - low), high + 0.08 * (high - low)])
+
+
+def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
+    """Draws each snapshot with the learned density; above two dimensions, the density of its projection."""
+    plane, times = _Plane(data), _some(data.times)
+    figure, axes = _grid(len(times))
+    limits = plane.limits()
+    for axis, time in zip(axes, times, strict=True):
+        points = plane.project(_thin(data.at(time), 1500, seed))
+        if data.dim == 1:
+            grid = np.linspace(limits[0, 0], limits[1, 0], 300)
+            axis.hist(data.at(time)[:, 0], bins=50, density=True, color="#b8c4d6")
+            axis.plot(grid, np.exp(model.score_samples(grid[:, None], time)), color="#c1432e", lw=1.8)
+            axis.set_xlabel(plane.labels[0])
+        else:
+            axis.scatter(*points.T, s=4, color="#5b7aa8", alpha=0.35, lw=0, rasterized=True)
+            x, y, log_density = _density_on_grid(model, plane, time, limits, seed)
+            peak = log_density.max()
+            axis.contour(x, y, log_density, levels=peak + np.log([0.01, 0.05, 0.2, 0.5, 0.8]), colors="#c1432e",
+                         linewidths=0.9)
+            axis.set(xlim=limits[:, 0], ylim=limits[:, 1])
+        axis.set_title(f"t = {time:g}", fontsize=10)
+    _label_outer(figure, axes, plane)
+    figure.suptitle("Snapshots (points) and learned density (contours at 1, 5, 20, 50, 80 % of the peak)"
+                    if data.dim > 1 else "Snapshots (histogram) and learned density (line)", fontsize=11)
+    return figure
+
+
+def plot_drift(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
+    """Draws the drift as arrows coloured by speed, and the noise level, where the density is."""
+    plane = _Plane(data)
+    times = data.times[[len(data.times) // 2]] if model.sde_.autonomous else _some(data.times, 3)
+    figure, axes = _grid(2 * len(times), columns=2, width=4.6)
+    for k, time in enumerate(times):
+        x = data.x if model.sde_.autonomous else data.at(time)
+        x = _spread_out(x, plane, 350, seed)
+        f, g = model.drift(x, time), model.diffusion(x, time)
+        left, right = axes[2 * k], axes[2 * k + 1]
+        noise = (g / (1 if data.dim <= 2 else data.x.std(0))).mean(1)
+        if data.dim == 1:
+            order = np.argsort(x[:, 0])
+            left.plot(x[order, 0], f[order, 0], color="#c1432e", lw=1.8)
+            left.axhline(0, color="#999999", lw=0.7)
+            right.plot(x[order, 0], g[order, 0], color="#c1432e", lw=1.8)
+            right.set_ylim(0, 1.3 * g.max())
+            left.set(xlabel=plane.labels[0], ylabel="drift")
+            right.set(xlabel=plane.labels[0], ylabel="noise level")
+        else:
+            points, arrows = plane.project(x), plane.project_vectors(f)
+            speed = np.linalg.norm(arrows, axis=1)
+            quiver = left.quiver(*points.T, *(arrows / np.sqrt(speed * np.median(speed) + 1e-30)[:, None]).T, speed,
+                                 cmap=COLORS, angles="xy", width=0.004)
+            figure.colorbar(quiver, ax=left, label="speed")
+            dots = right.scatter(*points.T, c=noise, s=14, cmap="magma", norm=Normalize(0, 1.05 * noise.max()))
+            figure.colorbar(dots, ax=right, label="mean noise level")
+            for axis in (left, right):
+                axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
+        when = "" if model.sde_.autonomous else f" at t = {time:g}"
+        left.set_title(f"Drift{when}", fontsize=10)
+        right.set_title(f"Noise level{when}", fontsize=10)
+    return figure
+
+
+def plot_trajectories(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0, n_paths: int = 40) -> Figure:
+    """Draws simulated trajectories over the snapshots."""
+    plane, times = _Plane(data), data.times
+    start = _thin(data.at(times[0]), n_paths, seed)
+    fine = np.linspace(times[0], times[-1], 121)
+    paths = plane.project(model.simulate(start, fine, random_state=seed))
+    figure = _figure(6.4, 4.8)
+    axis = figure.add_subplot()
+    if data.dim == 1:
+        axis.scatter(data.t, data.x[:, 0], c=data.t, cmap=COLORS, s=5, alpha=0.4, lw=0)
+        axis.plot(fine, paths[:, :, 0], color=INK, lw=0.6, alpha=0.7)
+        axis.set(xlabel="time", ylabel=plane.labels[0])
+    else:
+        points = plane.project(data.x)
+        keep = np.random.default_rng(seed).permutation(len(points))[:6000]
+        dots = axis.scatter(points[keep, 0], points[keep, 1], c=data.t[keep], cmap=COLORS, s=6, alpha=0.45, lw=0,
+                            rasterized=True)
+        figure.colorbar(dots, ax=axis, label="time of the snapshot")
+        for i in range(paths.shape[1]):
+            axis.plot(*paths[:, i].T, color=INK, lw=0.6, alpha=0.6)
+        axis.scatter(paths[0, :, 0], paths[0, :, 1], s=14, color="white", edgecolor=INK, lw=0.8, zorder=3)
+        limits = plane.limits()
+        axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1], xlim=limits[:, 0], ylim=limits[:, 1])
+    axis.set_title(f"{paths.shape[1]} simulated trajectories over the snapshots", fontsize=11)
+    return figure
+
+
+def plot_learning(model: FokkerPlanckSDE) -> Figure:
+    """Draws likelihood, residual and noise level against the training step."""
+    curves = (("likelihood", "log-likelihood per point", "linear"), ("residual", "mean squared residual", "log"),
+              ("noise", "noise level (dimensionless)", "linear"))
+    figure, axes = _grid(3, width=3.6)
+    steps = np.array([row["step"] for row in model.history_])
+    for axis, (name, label, scale) in zip(axes, curves, strict=True):
+        values = np.array([row[name] for row in model.history_])
+        shown = values > 0 if scale == "log" else np.ones(len(values), dtype=bool)
+        axis.plot(steps[shown], values[shown], color="#c1432e", lw=1.3)
+        if name == "likelihood" and len(values) > 4:
+            axis.set_ylim(np.quantile(values, 0.1) - 0.3 * np.ptp(values[len(values) // 4:]) - 1e-3, None)
+        axis.set(xlabel="step", ylabel=label, yscale=scale)
+    return figure
+
+
+def plot_marginals(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
+    """Draws predicted against observed marginals of every coordinate, each snapshot predicted from the one before."""
+    times = data.times
+    shown = _some(times[1:])
+    coordinates = range(min(data.dim, 4))
+    figure, axes = _grid(len(shown) * len(coordinates), columns=len(shown), width=2.5, height=2.1)
+    for column, time in enumerate(shown):
+        before = times[np.searchsorted(times, time) - 1]
+        observed = data.at(time)
+        predicted = model.simulate(_thin(data.at(before), 2000, seed), [before, time], random_state=seed)[-1]
+        for i in coordinates:
+            axis = axes[i * len(shown) + column]
+            low, high = np.quantile(np.concatenate([observed[:, i], predicted[:, i]]), [0.002, 0.998])
+            bins = np.linspace(low, high, 36)
+            axis.hist(observed[:, i], bins=bins, density=True, color="#b8c4d6", label="observed")
+            axis.hist(predicted[:, i], bins=bins, density=True, histtype="step", color="#c1432e", lw=1.4,
+                      label="predicted")
+            n = min(len(observed), len(predicted))
+            distance = wasserstein(_thin(observed[:, [i]], n, seed), _thin(predicted[:, [i]], n, seed))
+            axis.set_yticks([])
+            axis.set_title(f"t = {time:g}, $W_1$ {distance:.3g}", fontsize=8)
+            axis.set_xlabel(data.names[i], fontsize=8)
+            axis.tick_params(labelsize=7)
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.suptitle("Each snapshot predicted from the one before", fontsize=11)
+    return figure
+
+
+def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, seed: int = 0) -> list[Path]:
+    """Writes all figures as png files and returns their paths."""
+    figures: dict[str, Callable[[], Figure]] = {
+        "density": lambda: plot_density(model, data, seed), "drift": lambda: plot_drift(model, data, seed),
+        "trajectories": lambda: plot_trajectories(model, data, seed), "learning": lambda: plot_learning(model),
+        "marginals": lambda: plot_marginals(model, data, seed)}
+    written = []
+    for name, draw in figures.items():
+        written.append(Path(folder) / f"{name}.png")
+        draw().savefig(written[-1], dpi=130)
+    return written
+
+
+def _density_on_grid(model: FokkerPlanckSDE, plane: _Plane, time: float, limits: Array,
+                     seed: int) -> tuple[Array, Array, Array]:
+    """The log density on a grid of the plane; above 2-D that of a mixture fitted to projected draws."""
+    x, y = np.meshgrid(*(np.linspace(low, high, 90) for low, high in limits.T))
+    grid = np.stack([x.ravel(), y.ravel()], 1)
+    if plane.dim == 2:
+        return x, y, model.score_samples(grid, time).reshape(x.shape)
+    from scipy.stats import gaussian_kde
+
+    drawn = plane.project(model.sample(4000, time, random_state=seed))
+    return x, y, np.log(gaussian_kde(drawn.T)(grid.T) + 1e-300).reshape(x.shape)
+
+
+def _some(times: Array, most: int = MAX_PANELS) -> Array:
+    return times if len(times) <= most else times[np.linspace(0, len(times) - 1, most).round().astype(int)]
+
+
+def _thin(x: Array, n: int, seed: int) -> Array:
+    return x if len(x) <= n else x[np.random.default_rng(seed).choice(len(x), n, replace=False)]
+
+
+def _spread_out(x: Array, plane: _Plane, n: int, seed: int) -> Array:
+    """About n points that cover the plane evenly: at most one for each cell of a grid."""
+    x = _thin(x, 20_000, seed)
+    points, (low, high) = plane.project(x), plane.limits()
+    side = n if points.shape[1] == 1 else round(np.sqrt(1.6 * n))
+    inside = ((points >= low) & (points <= high)).all(1)
+    cells = ((points - low) / (high - low) * side).astype(int)
+    x, cells = x[inside], cells[inside]
+    return x[np.unique(cells, axis=0, return_index=True)[1]]
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _grid(n: int, columns: int | None = None, width: float = 3.0, height: float | None = None) -> tuple[Figure, list]:
+    columns = columns or min(n, 3)
+    rows = -(-n // columns)
+    figure = _figure(width * columns, (height or 0.85 * width) * rows + 0.4)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axis in axes[n:]:
+        axis.remove()
+    for axis in axes[:n]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    return figure, axes[:n]
+
+
+def _label_outer(figure: Figure, axes: list, plane: _Plane) -> None:
+    if plane.dim > 1:
+        figure.supxlabel(plane.labels[0], fontsize=9)
+        figure.supylabel(plane.labels[1], fontsize=9)
