@@ -31,6 +31,7 @@ DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 def _plain_errors() -> Iterator[None]:
     """Turns what a user can mend into one sentence and exit code 2, and warnings into one line each."""
     with warnings.catch_warnings():
+        warnings.simplefilter("default")
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
@@ -76,7 +77,8 @@ def fit(data: str, time: str | None, features: str | None, output: str, componen
         _check_writable(output)
         model = FokkerPlanckSDE(components, drift=drift, diffusion=diffusion, max_steps=steps, device=device,
                                 random_state=seed, verbose=0 if quiet else 1)
-        model.fit(_table(snapshots), snapshots.t)
+        model.fit(snapshots.x, snapshots.t)
+        model.names_ = snapshots.names
         model.save(output)
         click.echo(f"{_describe(model)}\nWrote {output}")
 
@@ -103,7 +105,7 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         x = snapshots.at(snapshots.times[0])
         if paths is not None:
             x = x[np.random.default_rng(seed).choice(len(x), paths, replace=paths > len(x))]
-        result = fitted.simulate(_table(snapshots, x), wanted, time_step=step, random_state=seed,
+        result = fitted.simulate(x, wanted, time_step=step, random_state=seed,
                                  verbose=0 if quiet else 1)
         _write_paths(output, wanted, result, fitted.names_)
         click.echo(f"Wrote {result.shape[1]} paths at {len(wanted)} times to {output}")
@@ -121,7 +123,7 @@ def evaluate(model: str, data: str, time: str | None, points: int, seed: int, as
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time)
         scores = evaluate_steps(fitted, snapshots, points, seed)
-        likelihood = fitted.score(_table(snapshots), snapshots.t)
+        likelihood = fitted.score(snapshots.x, snapshots.t)
         if as_json:
             click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
             return
@@ -169,10 +171,6 @@ def _matching(model: FokkerPlanckSDE, path: str, time: str | None) -> Snapshots:
     if snapshots.dim != model.n_features_in_:
         raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
     return Snapshots(snapshots.x, snapshots.t, model.names_)
-
-
-def _table(snapshots: Snapshots, x: np.ndarray | None = None) -> Any:
-    return snapshots.x if x is None else x
 
 
 def _parse_times(text: str) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -159,11 +160,22 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.g, X, t)
 
-    def score_samples(self, X: ArrayLike, t: ArrayLike) -> Array:
-        """Evaluates log p(x | t) in data units, shape (n,), at points X, shape (n, d), and times t, shape () or (n,)."""
+    def score_samples(self, X: ArrayLike, t: ArrayLike | None = None) -> Array:
+        """Evaluates log p(x | t) in data units.
+
+        Arguments:
+            X: points, shape (n, d).
+            t: times, shape () or (n,); left out, the density is that of all snapshots pooled.
+
+        Returns:
+            The log-density, shape (n,).
+        """
         check_is_fitted(self, "sde_")
-        x, t = self._points(X), _times(t, len(_to_numpy(X)))
-        result = np.empty(len(x))
+        x = self._points(X)
+        if t is None:
+            shares = np.log(self.counts_ / self.counts_.sum())
+            return logsumexp([self.score_samples(X, s) + w for s, w in zip(self.times_, shares, strict=True)], axis=0)
+        t, result = _times(t, len(x)), np.empty(len(x))
         with torch.no_grad():
             # One time at a time in float64: the answer for a point does not depend on the points beside it.
             for time in np.unique(t):
@@ -211,7 +223,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
         self._warn_outside(times)
-        y0 = torch.as_tensor(self._points(X0), dtype=torch.float32, device=self._device)
+        y0 = torch.tensor(self._points(X0), dtype=torch.float32, device=self._device)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         silent = (self.verbose if verbose is None else verbose) < 1
         with Progress("simulating", len(times) - 1, silent=silent) as progress:
@@ -294,8 +306,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     @torch.no_grad()
     def _evaluate(self, function: Any, x: ArrayLike, t: ArrayLike) -> Array:
         points = self._points(x)
-        times = torch.as_tensor(_times(t, len(points)), device=self._device)
-        y = torch.as_tensor(points, dtype=torch.float32, device=self._device)
+        times = torch.tensor(_times(t, len(points)), device=self._device)
+        y = torch.tensor(points, dtype=torch.float32, device=self._device)
         parts = [function(a, b) for a, b in zip(times.split(CHUNK), y.split(CHUNK), strict=True)]
         return torch.cat(parts).cpu().numpy().astype(np.float64)
 

@@ -58,6 +58,7 @@ class IdentificationConfig:
         collocation: times and points at each time where the residual is evaluated in a step.
         solve: whether the readouts are solved for; otherwise they are descended like all else.
         held_out: share of each snapshot kept for monitoring.
+        knots: spline pieces of the density path between two snapshots.
     """
 
     n_components: int = 32
@@ -77,6 +78,7 @@ class IdentificationConfig:
     learning_rate: float = 2e-2
     solve: bool = True
     held_out: float = 0.1
+    knots: int = 1
 
 
 class Identification(NamedTuple):
@@ -129,7 +131,7 @@ class _Fit:
         self.held = _Batches(self._scaled(held), self.generator, device) if held is not None else self.kept
         self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
         path = initial_path(self._scaled(kept), (times - self.start) / self.span, config.n_components, self.rng,
-                            constant_weights=config.drift == "time")
+                            constant_weights=config.drift == "time", knots_per_interval=config.knots)
         self.density = path.float().to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

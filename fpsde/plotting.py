@@ -71,7 +71,7 @@ def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figu
             x, y, log_density = _density_on_grid(model, plane, time, limits, seed)
             peak = log_density.max()
             axis.contour(x, y, log_density, levels=peak + np.log([0.01, 0.05, 0.2, 0.5, 0.8]), colors="#c1432e",
-                         linewidths=0.9)
+                         linewidths=0.9, linestyles="solid")
             axis.set(xlim=limits[:, 0], ylim=limits[:, 1])
         axis.set_title(f"t = {time:g}", fontsize=10)
     _label_outer(figure, axes, plane)
@@ -151,9 +151,10 @@ def plot_learning(model: FokkerPlanckSDE) -> Figure:
     for axis, (name, label, scale) in zip(axes, curves, strict=True):
         values = np.array([row[name] for row in model.history_])
         shown = values > 0 if scale == "log" else np.ones(len(values), dtype=bool)
-        axis.plot(steps[shown], values[shown], color="#c1432e", lw=1.3)
-        if name == "likelihood" and len(values) > 4:
-            axis.set_ylim(np.quantile(values, 0.1) - 0.3 * np.ptp(values[len(values) // 4:]) - 1e-3, None)
+        axis.plot(steps[shown], values[shown], color="#c1432e", lw=0.7 if name == "likelihood" else 1.3)
+        if name == "likelihood" and len(values) > 20:
+            # A batch is a noisy sample of the points; the mean of ten shows where it goes.
+            axis.plot(steps[9:], np.convolve(values, np.full(10, 0.1), "valid"), color=INK, lw=1.6)
         axis.set(xlabel="step", ylabel=label, yscale=scale)
     return figure
 

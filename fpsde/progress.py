@@ -13,6 +13,7 @@ from tqdm import tqdm
 __all__ = ["Progress"]
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_WORTH_A_LINE = 2.0
 
 
 class Progress:
@@ -54,18 +55,12 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES and done < self._total:
+        if now - self._last < (SECONDS_BETWEEN_LINES if done < self._total else SECONDS_WORTH_A_LINE):
             return
         self._last = now
         left = (now - self._start) / max(done, 1) * (self._total - done)
-        print(f"{self._label}: {done}/{self._total} {_format(values or {})} {left:.0f} s left", file=self._stream,
-              flush=True)
-
-    def due(self) -> bool:
-        """Whether the next update would be seen, so that values need not be computed for nothing."""
-        if self._silent:
-            return False
-        return self._bar is not None or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES
+        parts = [f"{self._label}: {done}/{self._total}", _format(values or {}), f"{left:.0f} s left"]
+        print(" ".join(part for part in parts if part), file=self._stream, flush=True)
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -44,7 +44,7 @@ class Ridge(NamedTuple):
     """Of the drift's hidden features."""
     diffusion: float = 10.0
     """Of the diffusion's hidden features."""
-    linear: float = 1e-5
+    linear: float = 1e-7
     """Of the linear parts, and of the noise level's distance from where it started."""
 
 

@@ -14,7 +14,7 @@ __all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "read_snapshots"
 
 Array = NDArray[np.float64]
 
-MIN_POINTS_PER_TIME = 4
+MIN_POINTS_PER_TIME = 3
 POINT_KEYS = ("X", "Xs", "x", "pcs", "X_pca")
 TIME_KEYS = ("t", "time", "times", "dts", "day", "sample_labels", "samples")
 
@@ -43,7 +43,7 @@ class Snapshots:
 
         Raises:
             SnapshotError: if shapes do not match, values are missing or infinite, there are fewer than two times, a time
-                has fewer than four points, or a coordinate never varies.
+                has fewer than three points, or a coordinate never varies.
         """
         x, t = np.asarray(x, dtype=np.float64), np.asarray(t, dtype=np.float64)
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
@@ -54,8 +54,8 @@ class Snapshots:
         _check_finite(x, t, names)
         times, counts = np.unique(t, return_counts=True)
         if len(times) < 2:
-            raise SnapshotError(f"snapshots at two or more times are needed, all {len(t)} points have time {t[0]:g}"
-                                if len(t) else "there are no points")
+            raise SnapshotError(f"snapshots at two or more times are needed, all points (n_samples = {len(t)}) have time "
+                                f"{t[0]:g}" if len(t) else "there are no points")
         if counts.min() < MIN_POINTS_PER_TIME:
             few = times[counts < MIN_POINTS_PER_TIME]
             raise SnapshotError(
@@ -86,7 +86,7 @@ class Snapshots:
         return [self.at(time) for time in self.times]
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Snapshots, Snapshots | None]:
-        """Holds out a fraction of every snapshot, as long as four points stay; None if nothing can be held out."""
+        """Holds out a fraction of every snapshot, as long as three points stay; None if nothing can be held out."""
         held = np.zeros(len(self.t), dtype=bool)
         for time in self.times:
             rows = np.flatnonzero(self.t == time)
@@ -176,7 +176,7 @@ def _numbers(cells: NDArray[np.str_], name: str) -> Array:
 
 
 def _read_npz(path: Path, time: str | None, features: tuple[str, ...]) -> Snapshots:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         keys = list(file.files)
         t_key = _choose(time, keys, TIME_KEYS, "array", "--time")
         x_key = _choose(features[0] if features else None, [k for k in keys if k != t_key], POINT_KEYS, "array",

@@ -90,14 +90,15 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         TrainingError: if `patience` steps in a row had to be skipped.
     """
     optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: config.final_rate + (1 - config.final_rate) * 0.5
-        * (1 + math.cos(math.pi * min(step / max(config.steps, 1), 1.0))))
+    rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
     best, best_step, best_state = math.inf, 0, _copy(average.module)
     start, skipped, in_a_row = time.monotonic(), 0, 0
     for step in range(config.steps):
+        share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = share * rate
         batch = draw(step)
         if before is not None:
             before(step, batch)
@@ -113,7 +114,6 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
                 raise TrainingError(
                     f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last at step {step + 1}; "
                     "lower the learning rate, look for outliers in the data, or use fewer components")
-        schedule.step()
         if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
             value = score(average.module)
             if value <= best:

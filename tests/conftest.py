@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="device that tests run on: cpu or cuda")
+    parser.addoption("--dtype", default="float64", help="dtype of the tests that leave it open: float64 or float32")
+
+
+@pytest.fixture
+def device(request):
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def dtype(request):
+    return getattr(torch, request.config.getoption("--dtype"))
+
+
+@pytest.fixture
+def tolerance(dtype):
+    """Relative error allowed against a dense reference in the same dtype."""
+    return 1e-9 if dtype == torch.float64 else 2e-3
+
+
+@pytest.fixture
+def close():
+    """Asserts that two tensors agree to a relative error of their largest entry."""
+
+    def check(result, expected, relative):
+        result, expected = torch.as_tensor(result).detach(), torch.as_tensor(expected).detach()
+        assert result.shape == expected.shape
+        scale = float(expected.abs().max()) or 1.0
+        assert float((result - expected).abs().max()) <= relative * scale
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

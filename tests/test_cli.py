@@ -1,0 +1,136 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from problems import rotating_snapshots
+
+from fpsde.cli import main
+
+X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments):
+    """Runs what must fail: exit code 2, one sentence, no traceback."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    rows = "".join(f"{t},{x},{y}\n" for t, (x, y) in zip(T, X, strict=True))
+    (folder / "data.csv").write_text("day,prey,predator\n" + rows)
+    np.savez(folder / "data.npz", X=X, t=T)
+    result = run("fit", folder / "data.csv", "--time", "day", "-o", folder / "m.fpsde", "--steps", 10, "--components", 2,
+                 "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "120 points at 3 times" in result.output
+    return folder
+
+
+def test_info(folder):
+    result = run("info", folder / "m.fpsde")
+    assert result.exit_code == 0
+    assert "2 coordinates (prey, predator)" in result.output
+    assert "an assumption" in result.output
+
+
+@pytest.mark.parametrize("times", ["0:1:0.25", "0,0.5,1"])
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+def test_simulate(folder, tmp_path, times, suffix):
+    output = tmp_path / f"paths.{suffix}"
+    result = run("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times", times, "-o", output, "--quiet")
+    assert result.exit_code == 0, result.output
+    k = 5 if ":" in times else 3
+    if suffix == "npz":
+        with np.load(output) as file:
+            assert file["paths"].shape == (k, 40, 2)
+            assert file["names"].tolist() == ["prey", "predator"]
+    else:
+        lines = output.read_text().splitlines()
+        assert lines[0] == "path,time,prey,predator"
+        assert len(lines) == 1 + 40 * k
+
+
+def test_simulate_outside_the_data_warns_in_one_line(folder, tmp_path):
+    result = run("simulate", folder / "m.fpsde", "--start", folder / "data.npz", "--times", "0,3", "-o",
+                 tmp_path / "p.npz", "--paths", 3, "--quiet")
+    assert result.exit_code == 0
+    assert "Warning: simulating from 0 to 3, outside the data's times 0 to 1" in result.output
+
+
+def test_evaluate(folder):
+    result = run("evaluate", folder / "m.fpsde", folder / "data.csv")
+    assert result.exit_code == 0, result.output
+    for word in ("W1", "W2", "MMD^2", "energy", "floor", "carry-forward", "midpoint", "log-likelihood"):
+        assert word in result.output
+    steps = json.loads(run("evaluate", folder / "m.fpsde", folder / "data.npz", "--json").output)["steps"]
+    assert len(steps) == 2
+    assert all(np.isfinite(step["distances"]["W1"]["model"]) for step in steps)
+
+
+def test_plot(folder, tmp_path):
+    result = run("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    files = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    assert files == ["density.png", "drift.png", "learning.png", "marginals.png", "trajectories.png"]
+    assert all((tmp_path / "figures" / f).stat().st_size > 5000 for f in files)
+
+
+def test_bad_data_is_refused(folder, tmp_path):
+    assert "no such file" in refused("fit", tmp_path / "missing.csv")
+    assert "no column 'hour'; there are day, prey, predator" in refused("fit", folder / "data.csv", "--time", "hour")
+    assert "no column 'wolf'" in refused("fit", folder / "data.csv", "--features", "wolf")
+    (tmp_path / "bad.csv").write_text((folder / "data.csv").read_text() + "1,,2\n1,3,x\n")
+    assert "'prey' has missing or infinite values in 1 rows (lines 122)" in refused("fit", tmp_path / "bad.csv")
+    (tmp_path / "few.csv").write_text((folder / "data.csv").read_text() + "2,1,1\n")
+    assert "fewer than 3 points, the first is 2 with 1" in refused("fit", tmp_path / "few.csv")
+    assert not list(tmp_path.glob("*.fpsde"))
+
+
+def test_bad_options_are_refused(folder, tmp_path):
+    assert "expected 'state', 'constant'" in refused("fit", folder / "data.csv", "--diffusion", "loud")
+    assert "max_steps" in refused("fit", folder / "data.csv", "--steps", 0, "-o", tmp_path / "m")
+    for times in ("0:1", "1:0:0.1", "a,b", "0:1:0"):
+        assert "--times must be" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times", times)
+
+
+def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path):
+    assert "no folder" in refused("fit", folder / "data.csv", "-o", tmp_path / "no" / "m.fpsde", "--steps", 10**9)
+    assert "it is a folder" in refused("fit", folder / "data.csv", "-o", tmp_path, "--steps", 10**9)
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / "file" / "f")
+    assert "ends in .npz or .csv" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times",
+                                             "0,1", "-o", tmp_path / "paths.txt")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_bad_models_are_refused(folder, tmp_path):
+    assert "no such file" in refused("info", tmp_path / "none.fpsde")
+    (tmp_path / "junk.fpsde").write_bytes(os.urandom(300))
+    assert "not a model file, or damaged" in refused("info", tmp_path / "junk.fpsde")
+    content = (folder / "m.fpsde").read_bytes()
+    (tmp_path / "cut.fpsde").write_bytes(content[:-100])
+    assert "damaged" in refused("evaluate", tmp_path / "cut.fpsde", folder / "data.csv")
+
+
+def test_data_of_another_dimension_is_refused(folder, tmp_path):
+    np.savez(tmp_path / "three.npz", X=np.random.default_rng(0).normal(size=(120, 3)), t=T)
+    assert "3 coordinates, the model 2" in refused("evaluate", folder / "m.fpsde", tmp_path / "three.npz")
+    (tmp_path / "other.csv").write_text((folder / "data.csv").read_text().replace("predator", "wolf"))
+    assert "no column 'predator'" in refused("evaluate", folder / "m.fpsde", tmp_path / "other.csv")
+
+
+def test_module_runs_as_a_program():
+    result = subprocess.run([sys.executable, "-m", "fpsde", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("fpsde, version")

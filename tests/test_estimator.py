@@ -1,0 +1,208 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchsde
+from problems import rotating_snapshots
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fpsde import FokkerPlanckSDE
+from fpsde.checkpoint import ModelFileError, load_file, save_file
+
+X, T = rotating_snapshots(60, np.array([0.0, 0.5, 1.0, 1.5]))
+QUICK = {"n_components": 2, "max_steps": 12, "hidden": (8,), "random_state": 0, "device": "cpu"}
+
+
+@parametrize_with_checks([FokkerPlanckSDE(n_components=2, max_steps=3, hidden=(4,), random_state=0)])
+def test_scikit_learn(estimator, check):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+@pytest.fixture(scope="module", params=[("time", "state"), ("autonomous", "state"), ("autonomous", "constant"),
+                                        ("time", 0.3), ("autonomous", [0.1, 0.2])], ids=str)
+def model(request):
+    drift, diffusion = request.param
+    return FokkerPlanckSDE(**QUICK, drift=drift, diffusion=diffusion).fit(X, T)
+
+
+def test_shapes(model):
+    assert model.drift(X, 0.5).shape == model.diffusion(X, T).shape == X.shape
+    assert model.score_samples(X, T).shape == T.shape
+    assert model.score(X, T) == pytest.approx(model.score_samples(X, T).mean())
+    assert model.sample(7, 0.3).shape == (7, 2)
+    assert model.simulate(X[:5], [0, 0.1, 1.5]).shape == (3, 5, 2)
+    assert np.array_equal(model.simulate(X[:5], [0.0]), X[:5].astype(np.float32)[None])
+    assert (model.diffusion(X, T) > 0).all()
+
+
+def test_the_fitted_equation_goes_into_torchsde(model):
+    y0 = torch.tensor(X[:4], dtype=torch.float32)
+    assert torchsde.sdeint(model.sde_, y0, torch.tensor([0.0, 0.2]), dt=0.1, method="euler").shape == (2, 4, 2)
+    assert np.allclose(model.sde_.f(torch.tensor(0.2), y0).detach().numpy(), model.drift(X[:4], 0.2), atol=1e-5)
+
+
+def test_density_is_normalised_in_data_units(model):
+    s = np.linspace(-4, 7, 221)
+    grid = np.stack(np.meshgrid(s, s), -1).reshape(-1, 2)
+    p = np.exp(model.score_samples(grid, 0.7)).reshape(221, 221)
+    assert np.trapezoid(np.trapezoid(p, s), s) == pytest.approx(1, abs=1e-3)
+
+
+def test_save_and_load(model, tmp_path):
+    model.save(tmp_path / "m.fpsde")
+    loaded = FokkerPlanckSDE.load(tmp_path / "m.fpsde", device="cpu")
+    assert np.array_equal(loaded.drift(X, T), model.drift(X, T))
+    assert np.array_equal(loaded.diffusion(X, T), model.diffusion(X, T))
+    assert np.array_equal(loaded.score_samples(X, T), model.score_samples(X, T))
+    assert np.array_equal(loaded.sample(5, 0.2, 1), model.sample(5, 0.2, 1))
+    assert np.array_equal(loaded.simulate(X[:3], [0, 1], random_state=1), model.simulate(X[:3], [0, 1], random_state=1))
+    assert loaded.get_params() == model.get_params()
+    assert loaded.history_ == model.history_
+
+
+def test_parts_that_do_not_fit_together(model, tmp_path):
+    path = tmp_path / "m.fpsde"
+    model.save(path)
+    tensors, header = load_file(path)
+    for spoil in (lambda t, h: t.pop("sde.scale"), lambda t, h: h["parts"]["drift"].update(dim=10**9),
+                  lambda t, h: h["fitted"].pop("names"), lambda t, h: t.update({"density.means": torch.zeros(2)}),
+                  lambda t, h: h["parts"]["drift"].update(unknown=1)):
+        broken = dict(tensors), {k: {**v, "drift": dict(v.get("drift", {}))} for k, v in header.items()}
+        spoil(*broken)
+        save_file(path, *broken)
+        with pytest.raises(ModelFileError, match="damaged, its parts do not fit"):
+            FokkerPlanckSDE.load(path)
+
+
+def test_same_seed_same_fit_bit_for_bit():
+    a, b, other = (FokkerPlanckSDE(**{**QUICK, "drift": "autonomous", "random_state": s}).fit(X, T) for s in (0, 0, 1))
+    assert np.array_equal(a.drift(X, T), b.drift(X, T))
+    assert a.history_ == b.history_
+    assert not np.array_equal(a.drift(X, T), other.drift(X, T))
+
+
+def test_fit_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(1), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    FokkerPlanckSDE(**QUICK).fit(X, T)
+    assert (torch.rand(1), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+def test_change_of_units_changes_results_only_by_units(drift):
+    """Powers of two change floats exactly, so that the fits agree to round-off."""
+    space, clock, shift = np.array([4.0, 0.25]), 8.0, np.array([64.0, -16.0])
+    plain = FokkerPlanckSDE(**QUICK, drift=drift).fit(X, T)
+    other = FokkerPlanckSDE(**QUICK, drift=drift).fit(X * space + shift, T * clock + 32)
+    moved = X * space + shift
+    assert np.allclose(other.drift(moved, T * clock + 32), plain.drift(X, T) * space / clock, rtol=1e-3, atol=1e-3)
+    assert np.allclose(other.diffusion(moved, T * clock + 32), plain.diffusion(X, T) * space / np.sqrt(clock), rtol=1e-3,
+                       atol=1e-3)
+    assert np.allclose(other.score_samples(moved, T * clock + 32), plain.score_samples(X, T) - np.log(space).sum(),
+                       atol=1e-3)
+    a = plain.simulate(X[:4], [0, 1.5], random_state=0)
+    b = other.simulate(moved[:4], [32, 44], random_state=0)
+    assert np.allclose(b, a * space + shift, rtol=1e-2, atol=1e-2)
+
+
+def test_known_diffusion_is_kept_in_data_units():
+    model = FokkerPlanckSDE(**QUICK, diffusion=[0.1, 0.2]).fit(X, T)
+    assert np.allclose(model.diffusion(X, T), [0.1, 0.2])
+
+
+def test_input_types_agree_and_names_are_kept():
+    results = [FokkerPlanckSDE(**QUICK).fit(x, t).drift(x, t)
+               for x, t in ((X, T), (torch.as_tensor(X), torch.as_tensor(T)),
+                            (pd.DataFrame(X, columns=["prey", "predator"]), pd.Series(T)))]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    model = FokkerPlanckSDE(**QUICK).fit(pd.DataFrame(X, columns=["prey", "predator"]), T)
+    assert model.feature_names_in_.tolist() == ["prey", "predator"]
+    assert model.names_ == ("prey", "predator")
+
+
+def test_pipeline_and_leaving_one_time_out():
+    pipeline = make_pipeline(StandardScaler(), FokkerPlanckSDE(**QUICK))
+    scores = cross_val_score(pipeline, X, T, groups=T, cv=LeaveOneGroupOut())
+    assert scores.shape == (4,)
+    assert np.isfinite(scores).all()
+
+
+def test_arguments_survive_beside_the_methods_of_their_names():
+    model = FokkerPlanckSDE(drift="autonomous", diffusion="constant")
+    assert model.get_params()["drift"] == "autonomous"
+    assert clone(model).get_params() == model.get_params()
+    assert model.set_params(drift="time").get_params()["drift"] == "time"
+    with pytest.raises(NotFittedError):
+        model.drift(X, 0.0)
+
+
+def test_outside_the_data_it_warns_and_says_whether_it_is_a_forecast():
+    for drift, said in (("time", "held at their value"), ("autonomous", "this is a forecast")):
+        model = FokkerPlanckSDE(**QUICK, drift=drift).fit(X, T)
+        with pytest.warns(UserWarning, match=said):
+            model.simulate(X[:3], [1.0, 2.0])
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"drift": "x"}, "drift must be"), ({"diffusion": "x"}, "diffusion must be"), ({"diffusion": -1.0}, "not negative"),
+    ({"diffusion": [1.0, 2.0, 3.0]}, "one number or 2"), ({"n_components": 0}, "n_components must"),
+    ({"max_steps": 2.5}, "max_steps must"), ({"validation_fraction": 1.0}, "validation_fraction"),
+    ({"conditioner": "x"}, "conditioner must"), ({"device": "x"}, "device must")])
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        FokkerPlanckSDE(**{**QUICK, **options}).fit(X, T)
+
+
+def test_bad_calls_are_named(model):
+    for times in ([1.0, 0.5], [], [[0.0]], [0.0, np.nan]):
+        with pytest.raises(ValueError, match="increasing numbers"):
+            model.simulate(X[:3], times)
+    with pytest.raises(ValueError, match="features"):
+        model.drift(X[:, :1], 0.0)
+    with pytest.raises(ValueError, match="times must be"):
+        model.drift(X, [0.0, 1.0])
+    with pytest.raises(ValueError, match="time_step"):
+        model.simulate(X[:3], [0, 1], time_step=0.0)
+
+
+def test_one_dimension_and_many(rng):
+    t = np.repeat([0.0, 1.0], 40)
+    for dim in (1, 24):
+        x = rng.normal(size=(80, dim)) + t[:, None]
+        model = FokkerPlanckSDE(**QUICK).fit(x, t)
+        assert np.isfinite(model.simulate(x[:5], [0, 1])).all()
+        assert np.isfinite(model.score(x, t))
+
+
+@pytest.mark.slow
+def test_recovers_a_rotating_ornstein_uhlenbeck_process():
+    from problems import ROTATION, ROTATION_NOISE
+
+    x, t = rotating_snapshots(2000, np.linspace(0, 4, 11))
+    model = FokkerPlanckSDE(8, drift="autonomous", random_state=0).fit(x, t)
+    f, true = model.drift(x, 0.0), x @ ROTATION.T
+    assert np.sqrt(((f - true) ** 2).sum() / (true**2).sum()) < 0.05
+    g = model.diffusion(x, 0.0)
+    assert np.sqrt(((g - ROTATION_NOISE) ** 2).sum() / (ROTATION_NOISE**2).sum() / len(x)) < 0.08
+
+
+@pytest.mark.gpu
+def test_fit_on_a_gpu(device):
+    if device.type != "cuda":
+        pytest.skip("run with --device cuda")
+    model = FokkerPlanckSDE(**{**QUICK, "device": "cuda"}).fit(X, T)
+    assert model.sde_.centre.is_cuda
+    assert np.isfinite(model.simulate(X[:5], [0, 1.5])).all()

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from problems import CLOSED_FORMS
+from test_density import build as build_path
+
+from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
+from fpsde.hollow import HollowNet
+
+T = torch.tensor([0.05, 0.4, 1.3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("problem", CLOSED_FORMS, ids=lambda p: p.name)
+def test_residual_vanishes_for_closed_forms(problem):
+    x = torch.stack([problem.sample(20) for _ in T])
+    density = problem.density_terms(T, x)
+    r = residual(density, problem.drift_terms(T, x), problem.variance_terms(T, x))
+    assert r.abs().max() < 1e-8
+    f, slope = problem.drift_terms(T, x)
+    assert residual(density, (-f, -slope), problem.variance_terms(T, x)).abs().mean() > 0.1
+    a = problem.variance_terms(T, x)
+    assert residual(density, (f, slope), tuple(2 * v for v in a)).abs().mean() > 0.05
+
+
+def nets(dim, kind, time=True, dtype=torch.float64):
+    drift = HollowNet(dim, hidden=(7,), time=time)
+    level = torch.rand(dim) + 0.5
+    diffusion = {"known": lambda: KnownDiffusion(level), "constant": lambda: ConstantDiffusion(level),
+                 "state": lambda: StateDiffusion(HollowNet(dim, hidden=(6,), time=time), level)}[kind]()
+    if kind == "state":
+        with torch.no_grad():
+            diffusion.net.readout.normal_()
+    return drift.to(dtype), diffusion.to(dtype)
+
+
+@pytest.mark.parametrize("kind", ["known", "constant", "state"])
+@pytest.mark.parametrize("time", [True, False])
+def test_residual_of_nets_against_dense_fokker_planck(kind, time, close):
+    """r = dp/dt / p - (Fokker-Planck operator of p) / p with everything by nested autograd on p itself."""
+    dim = 2
+    path, (drift, diffusion) = build_path(dim), nets(dim, kind, time)
+    t, x = T[:2] / 2, torch.randn(2, 3, dim, dtype=torch.float64)
+    f = drift.derivatives(t[:, None], x, 1)
+    result = residual(path.terms(t, x), (f[0], f[1]), diffusion.variance(t[:, None], x))
+
+    def p(t, x):
+        return path.log_prob(t[None], x[None, None])[0, 0].exp()
+
+    for m in range(2):
+        for n in range(3):
+            def flux(x, i, t=t[m]):
+                return drift(t, x[None])[0, i] * p(t, x)
+
+            def spread(x, i, t=t[m]):
+                return diffusion(t, x[None])[0, i] ** 2 * p(t, x)
+
+            operator = sum(-torch.func.grad(flux)(x[m, n], i)[i]
+                           + 0.5 * torch.func.hessian(spread)(x[m, n], i)[i, i] for i in range(dim))
+            expected = (torch.func.grad(p)(t[m], x[m, n]) - operator) / p(t[m], x[m, n])
+            close(result[m, n], expected, 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["constant", "state"])
+def test_residual_is_the_weighted_divergence_of_the_excess_velocity(kind):
+    path, (drift, diffusion) = build_path(2, constant_weights=True), nets(2, kind)
+    t, x = T[1:2] / 2, torch.randn(1, 4, 2, dtype=torch.float64)
+
+    def q(y):
+        return excess_velocity(path.terms(t, y[None, None]), drift(t[:, None], y[None, None]),
+                               diffusion.variance(t[:, None], y[None, None]))[0, 0]
+
+    terms = path.terms(t, x)
+    f = drift.derivatives(t[:, None], x, 1)
+    r = residual(terms, (f[0], f[1]), diffusion.variance(t[:, None], x))[0].detach()
+    for n in range(4):
+        expected = torch.func.jacrev(q)(x[0, n]).trace() + q(x[0, n]) @ terms.score[0, n]
+        assert abs(float(r[n] - expected.detach())) < 1e-8 * max(1.0, float(r.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["constant", "state"])
+def test_columns_of_the_diffusion_are_derivatives_by_its_readout(kind, close):
+    _, diffusion = nets(2, kind)
+    t, x = torch.rand(5, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    operator = [torch.randn(5, 2, dtype=torch.float64) for _ in range(3)]
+
+    def applied():
+        return sum(c * a for c, a in zip(operator, diffusion.variance(t, x), strict=True))
+
+    columns, start, h = diffusion.columns(t, x, operator), diffusion.get_readout(), 1e-6
+    for p in range(start.shape[1]):
+        for i in range(2):
+            moved = []
+            for sign in (1, -1):
+                values = start.clone()
+                values[i, p] += sign * h
+                diffusion.set_readout(values)
+                moved.append(applied())
+            diffusion.set_readout(start)
+            close(columns[i, :, p], ((moved[0] - moved[1]) / (2 * h))[:, i].detach(), 1e-6)
+
+
+@pytest.mark.parametrize("guides", [True, False])
+def test_loss_guides_the_density_only_when_asked(guides):
+    path, (drift, diffusion) = build_path(2), nets(2, "state")
+    loss = FokkerPlanckLoss(path, drift, diffusion, guides_density=guides)
+    x = torch.randn(2, 8, 2, dtype=torch.float64)
+    full = loss(T[:2], x, T[:2] / 2, x, LossWeights(1.0))
+    gradient, = torch.autograd.grad(full.loss + full.likelihood, path.means)
+    assert (gradient.abs().max() > 0) == guides
+
+
+def test_influence_bounds_outliers_and_drops_the_least_dense(device):
+    r = torch.randn(3, 400, device=device)
+    r[:, 0] = 1e6
+    log_prob = torch.arange(400.0, device=device).expand(3, 400)
+    weights = influence(log_prob, r)
+    assert (weights[:, :19] == 0).all()
+    assert (weights[:, 21:] > 0).all()
+    weights = influence(log_prob.flip(1), r)
+    assert (weights[:, 0] * r[:, 0] ** 2).max() < 100

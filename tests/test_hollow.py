@@ -1,0 +1,186 @@
+import pytest
+import torch
+
+from fpsde import HollowNet
+from fpsde.hollow import CONDITIONERS
+
+ACTIVATIONS = ["tanh", "softplus", "silu"]
+
+
+def build(dim, conditioner, device, dtype=torch.float64, **options):
+    net = HollowNet(dim, conditioner, hidden=options.pop("hidden", (6, 5)), width=6, **options)
+    with torch.no_grad():
+        if net.matrix is not None:
+            net.matrix.normal_()
+        net.offset.normal_()
+    return net.to(device, dtype)
+
+
+def points(dim, device, dtype=torch.float64, n=4):
+    generator = torch.Generator().manual_seed(dim)
+    t = torch.rand(n, generator=generator, dtype=torch.float64)
+    x = torch.randn(n, dim, generator=generator, dtype=torch.float64)
+    return t.to(device, dtype), x.to(device, dtype)
+
+
+def dense_derivatives(net, t, x, order):
+    """The diagonal of nested Jacobians: d^k f_i / d x_i^k, one coordinate and point at a time."""
+    results = [net(t, x)]
+    for k in range(1, order + 1):
+        rows = torch.zeros_like(x)
+        for n in range(len(x)):
+            for i in range(net.dim):
+                def along(s, n=n, i=i):
+                    return net(t[n:n + 1], (x[n] + s * torch.eye(net.dim).to(x)[i])[None])[0, i]
+
+                derivative = along
+                for _ in range(k):
+                    derivative = torch.func.grad(derivative)
+                rows[n, i] = derivative(torch.zeros((), dtype=x.dtype, device=x.device))
+        results.append(rows)
+    return results
+
+
+@pytest.mark.parametrize("mode", ["taylor", "reverse"])
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_derivatives_against_nested_jacobians(dim, conditioner, mode, order, device, dtype, tolerance, close):
+    if dtype == torch.float32 and order > 2:
+        pytest.skip("nested float32 derivatives of high order are no reference")
+    net = build(dim, conditioner, device, dtype)
+    t, x = points(dim, device, dtype, n=3)
+    for result, expected in zip(net.derivatives(t, x, order, mode), dense_derivatives(net, t, x, order), strict=True):
+        close(result, expected, tolerance)
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [8, 33])
+def test_first_derivative_against_dense_jacobian(dim, conditioner, device, dtype, tolerance, close):
+    net = build(dim, conditioner, device, dtype)
+    t, x = points(dim, device, dtype)
+    jacobian = torch.vmap(torch.func.jacrev(lambda t, x: net(t[None], x[None])[0], 1))(t, x)
+    expected = jacobian.diagonal(dim1=-2, dim2=-1)
+    for mode in ("taylor", "reverse"):
+        close(net.derivatives(t, x, 1, mode)[1], expected, tolerance)
+    close(net.divergence(t, x), expected.sum(-1), tolerance)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [1, 2, 8, 33])
+def test_modes_agree(dim, conditioner, activation, device, close):
+    net = build(dim, conditioner, device, activation=activation)
+    t, x = points(dim, device)
+    for a, b in zip(net.derivatives(t, x, 4, "taylor"), net.derivatives(t, x, 4, "reverse"), strict=True):
+        close(a, b, 1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [1, 3, 8])
+def test_modes_agree_in_float32(dim, conditioner, activation, device, close):
+    net = build(dim, conditioner, device, torch.float32, activation=activation)
+    t, x = points(dim, device, torch.float32)
+    exact = net.double().derivatives(t.double(), x.double(), 2)
+    net = net.float()
+    for mode in ("taylor", "reverse"):
+        for result, expected in zip(net.derivatives(t, x, 2, mode), exact, strict=True):
+            close(result.double(), expected, 2e-4)
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [1, 2, 3, 8, 33])
+def test_conditioner_does_not_see_its_own_coordinate(dim, conditioner, device):
+    net = build(dim, conditioner, device)
+    t, x = points(dim, device, n=2)
+    time = net._time_features(t)
+    jacobian = torch.func.jacrev(lambda x: net.conditioner(time, x).transpose(0, 1))(x)
+    for n in range(2):
+        for i in range(dim):
+            assert jacobian[n, i, :, n, i].abs().max() <= 1e-14
+            others = [j for j in range(dim) if j != i]
+            if others:
+                assert all(jacobian[n, i, :, n, j].abs().max() > 1e-8 for j in others)
+
+
+@pytest.mark.parametrize("mode", ["taylor", "reverse"])
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_gradients_of_a_loss_on_derivatives_equal_the_dense_ones(dim, conditioner, mode, device, dtype, tolerance, close):
+    net = build(dim, conditioner, device, dtype)
+    t, x = points(dim, device, dtype, n=2)
+    x.requires_grad_()
+    weights = [torch.randn_like(x) for _ in range(3)]
+
+    def loss(derivatives):
+        return sum((w * d).sum() + (d**2).sum() for w, d in zip(weights, derivatives, strict=True))
+
+    dense = dense_by_autograd(net, t, x)
+    inputs = [x, *net.parameters()]
+    expected = torch.autograd.grad(loss(dense), inputs, allow_unused=True)
+    result = torch.autograd.grad(loss(net.derivatives(t, x, 2, mode)), inputs, allow_unused=True)
+    for a, b, p in zip(result, expected, inputs, strict=True):
+        close(a if a is not None else torch.zeros_like(p), b if b is not None else torch.zeros_like(p), 10 * tolerance)
+    assert any(g is not None and g.abs().max() > 0 for g in result[1:1 + len(list(net.conditioner.parameters()))]) or dim == 1
+
+
+def dense_by_autograd(net, t, x):
+    f = net(t, x)
+    first = [torch.autograd.grad(f[:, i].sum(), x, create_graph=True)[0][:, i] for i in range(net.dim)]
+    second = [torch.autograd.grad(d.sum(), x, create_graph=True)[0][:, i] for i, d in enumerate(first)]
+    return f, torch.stack(first, -1), torch.stack(second, -1)
+
+
+def test_time_can_be_switched_off(device):
+    t, x = points(3, device)
+    still = build(3, "masked", device, time=False)
+    assert torch.equal(still(t, x), still(t + 1, x))
+    moving = build(3, "masked", device)
+    assert not torch.allclose(moving(t, x), moving(t + 0.5, x))
+
+
+def test_shapes_and_broadcasting_of_time(device):
+    net = build(2, "leave-one-out", device)
+    x = torch.randn(5, 7, 2, dtype=torch.float64, device=device)
+    t = torch.rand(5, dtype=torch.float64, device=device)
+    grid = net(t[:, None], x)
+    assert grid.shape == x.shape
+    assert torch.allclose(grid[2], net(t[2], x[2]))
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, device, close):
+    net = build(dim, "leave-one-out", device)
+    t, x = points(dim, device, n=6)
+    operator = [torch.randn_like(x) for _ in range(3)]
+    f, slope, bend = net.derivatives(t, x, 2)
+    expected = operator[0] * f + operator[1] * slope + operator[2] * bend
+    result = (net.columns(t, x, operator) * net.get_readout()[:, None]).sum(-1).T
+    close(result, expected, 1e-12)
+
+
+def test_reverse_mode_without_gradient_leaves_no_graph(device):
+    net = build(2, "masked", device)
+    t, x = points(2, device)
+    with torch.no_grad():
+        assert not any(d.requires_grad for d in net.derivatives(t, x, 2, "reverse"))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"dim": 0}, "dim must be"), ({"conditioner": "x"}, "conditioner must be"), ({"activation": "relu"}, "activation must"),
+    ({"hidden": ()}, "hidden must")])
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        HollowNet(**{"dim": 2, **options})
+
+
+def test_bad_calls_are_named():
+    net = HollowNet(2)
+    t, x = torch.tensor(0.0), torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="2 coordinates"):
+        net(t, torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="order must"):
+        net.derivatives(t, x, -1)
+    with pytest.raises(ValueError, match="mode must"):
+        net.derivatives(t, x, 1, mode="forward")

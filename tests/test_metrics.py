@@ -1,0 +1,64 @@
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fpsde.metrics import energy_distance, halves, mmd, optimal_pairs, transport_midpoint, wasserstein
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_wasserstein_against_all_permutations(order, rng):
+    x, y = rng.normal(size=(5, 2)), rng.normal(size=(5, 2))
+    costs = np.linalg.norm(x[:, None] - y, axis=-1) ** order
+    best = min(np.mean([costs[i, p[i]] for i in range(5)]) for p in itertools.permutations(range(5)))
+    assert wasserstein(x, y, order) == pytest.approx(best ** (1 / order), rel=1e-12)
+
+
+def test_wasserstein_in_one_dimension_and_of_a_shift(rng):
+    x, y = rng.normal(size=(200, 1)), rng.gamma(2, size=(200, 1))
+    assert wasserstein(x, y) == pytest.approx(stats.wasserstein_distance(x[:, 0], y[:, 0]), rel=1e-10)
+    x = rng.normal(size=(60, 3))
+    assert wasserstein(x, x + [3.0, 0, 4.0], 2) == pytest.approx(5.0, rel=1e-10)
+    assert wasserstein(x, x) == 0
+
+
+def test_unequal_counts_name_the_extra(rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError, match=r"fpsde\[transport\]"):
+        wasserstein(rng.normal(size=(4, 2)), rng.normal(size=(5, 2)))
+
+
+def test_energy_distance_and_mmd_of_gaussians(rng):
+    """Both unbiased: near zero for equal laws, and near their closed forms for a shift."""
+    x, y = rng.normal(size=(2500, 1)), rng.normal(size=(2500, 1))
+    shift = 1.0
+    spread = stats.foldnorm(shift / np.sqrt(2), scale=np.sqrt(2)).mean()
+    assert energy_distance(x, y) == pytest.approx(0, abs=0.01)
+    assert energy_distance(x, y + shift) == pytest.approx(2 * spread - 2 * np.sqrt(4 / np.pi), abs=0.06)
+    h2 = 1.0
+    expected = 2 * np.sqrt(h2 / (h2 + 2)) * (1 - np.exp(-0.5 * shift**2 / (h2 + 2)))
+    assert mmd(x, y, 1.0) == pytest.approx(0, abs=0.003)
+    assert mmd(x, y + shift, 1.0) == pytest.approx(expected, abs=0.02)
+
+
+def test_midpoint_and_pairs(rng):
+    x = rng.normal(size=(40, 2))
+    y = x[::-1] + [10.0, 0.0]
+    assert np.allclose(transport_midpoint(x, y), x + [5.0, 0.0])
+    assert np.array_equal(optimal_pairs(x, y), np.arange(40)[::-1])
+
+
+def test_halves_are_disjoint(rng):
+    a, b = halves(np.arange(20.0)[:, None], 8, rng)
+    assert not set(a[:, 0]) & set(b[:, 0])
+    with pytest.raises(ValueError, match="need 42 points"):
+        halves(np.zeros((40, 1)), 21, rng)
+
+
+def test_bad_samples(rng):
+    with pytest.raises(ValueError, match="same d"):
+        wasserstein(np.zeros((3, 2)), np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="equal size"):
+        optimal_pairs(np.zeros((3, 2)), np.zeros((4, 2)))

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from fpsde import FokkerPlanckSDE, Snapshots
+from fpsde.evaluation import evaluate_steps, format_scores
+from fpsde.plotting import save_figures
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+@pytest.mark.parametrize("dim", [1, 4])
+def test_figures_in_one_and_many_dimensions(dim, drift, tmp_path, rng):
+    t = np.repeat([0.0, 1.0, 2.0], 40)
+    x = rng.normal(size=(120, dim)) + t[:, None]
+    model = FokkerPlanckSDE(2, drift=drift, max_steps=8, hidden=(8,), random_state=0, device="cpu").fit(x, t)
+    for path in save_figures(model, Snapshots.of(x, t), tmp_path):
+        assert path.stat().st_size > 5000
+
+
+class Truth:
+    """Knows that every snapshot is the one before, moved by one."""
+
+    def __init__(self, wander=0.0):
+        self.wander = wander
+
+    def simulate(self, X0, times, random_state):
+        return np.stack([X0, X0 + 1 + self.wander])
+
+    def sample(self, n, t, random_state):
+        return np.random.default_rng(random_state).normal(size=(n, 2)) + t
+
+
+def test_scores_of_a_model_that_is_right_and_of_one_that_is_not(rng):
+    t = np.repeat([0.0, 1.0, 2.0], 300)
+    data = Snapshots.of(rng.normal(size=(900, 2)) + t[:, None], t)
+    scores = evaluate_steps(Truth(), data)
+    assert [s.points for s in scores] == [150, 150]
+    for score in scores:
+        w1 = score.distances["W1"]
+        assert w1["model"] < 1.25 * w1["floor"]
+        assert w1["carry-forward"] > 3 * w1["floor"]
+        assert score.distances["MMD^2"]["model"] < 0.05 < score.distances["MMD^2"]["carry-forward"]
+    assert np.isfinite(scores[0].distances["W1"]["midpoint"])
+    assert np.isnan(scores[1].distances["W1"]["midpoint"])
+    wrong = format_scores(evaluate_steps(Truth(wander=1.0), data))
+    assert "does not yet follow its own density" in wrong

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+from problems import ROTATION, ROTATION_NOISE, rotating_snapshots
+from test_density import build as build_path
+from test_fokker_planck import nets
+
+from fpsde.diffusion import ConstantDiffusion
+from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, influence, residual
+from fpsde.hollow import HollowNet
+from fpsde.identification import IdentificationConfig, identify
+from fpsde.projection import ReadoutSolver, Ridge, strong_rows
+from fpsde.snapshots import Snapshots
+from fpsde.weak import random_tests, weak_rows
+
+
+def exact_gaussian_path():
+    """A wide 2-D Gaussian that moves at constant velocity (1, -2) and does not change shape."""
+    path = build_path(2, components=1)
+    with torch.no_grad():
+        path.covariance.factors.zero_()
+        path.covariance.floor.copy_(torch.eye(2, dtype=torch.float64).expand_as(path.covariance.floor))
+        path.means.copy_((torch.as_tensor(path.basis.nodes)[:, None] * torch.tensor([1.0, -2.0]))[:, None])
+    return path
+
+
+def test_rows_are_the_derivative_of_the_residual(close):
+    path, (drift, diffusion) = build_path(2), nets(2, "constant")
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    t, x = torch.rand(3, dtype=torch.float64), torch.randn(3, 10, 2, dtype=torch.float64)
+    rows, = strong_rows(model, t, x, LossWeights(), torch.arange(2))
+    values = torch.cat([drift.get_readout(), diffusion.get_readout()], 1)
+
+    def r():
+        f = drift.derivatives(t[:, None], x, 1)
+        return residual(path.terms(t, x), (f[0], f[1]), diffusion.variance(t[:, None], x)).detach()
+
+    root = influence(path.log_prob(t, x), r()).sqrt().flatten()
+    close(rows.misfit, r().flatten() * root, 1e-12)
+    step = 1e-6 * torch.randn_like(values)
+    before = r()
+    drift.set_readout(values[:, :-1] + step[:, :-1])
+    diffusion.set_readout(values[:, -1:] + step[:, -1:])
+    close(rows.matrix @ step.flatten(), ((r() - before).flatten() * root), 1e-5)
+
+
+def test_solve_finds_a_moving_gaussian_with_known_noise():
+    """With noise g and a Gaussian of unit covariance, f = c - g^2 x / 2 + ... up to rotations that leave p as it is."""
+    path = exact_gaussian_path()
+    drift = HollowNet(2, hidden=(16,), random_readout=False).double()
+    diffusion = ConstantDiffusion(torch.ones(2, dtype=torch.float64))
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    solver = ReadoutSolver(model, Ridge(1e-9, 1e-9, 1e-9), memory=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        t = torch.rand(16, generator=generator, dtype=torch.float64)
+        solver.step(t, path.sample(t, 64, generator), LossWeights())
+    t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
+    x = path.sample(t, 64, generator)
+    f = drift.derivatives(t[:, None], x, 1)
+    r = residual(path.terms(t, x), (f[0], f[1]), diffusion.variance(t[:, None], x))
+    assert r.square().mean() < 1e-4
+
+
+def test_unknowns_too_many_for_one_system_are_solved_in_parts(monkeypatch, close):
+    monkeypatch.setattr("fpsde.projection.MAX_UNKNOWNS", 20)
+    monkeypatch.setattr("fpsde.projection.influence", lambda log_prob, r: torch.ones_like(r))
+    path, (drift, diffusion) = build_path(3), nets(3, "known")
+    t = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
+    x = path.sample(t, 64, torch.Generator().manual_seed(0))
+    ridge = Ridge(0.1, 0.1, 0.1)
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    solver = ReadoutSolver(model, ridge, memory=0.0)
+    assert len(solver.systems) == 3
+    for _ in range(300):
+        solver.step(t, x, LossWeights())
+    in_parts = drift.get_readout()
+    monkeypatch.setattr("fpsde.projection.MAX_UNKNOWNS", 2000)
+    solver = ReadoutSolver(model, ridge, memory=0.0)
+    assert len(solver.systems) == 1
+    for _ in range(3):
+        solver.step(t, x, LossWeights())
+    close(in_parts, drift.get_readout(), 1e-3)
+
+
+def test_solution_that_is_not_finite_is_dropped():
+    path, (drift, diffusion) = build_path(2), nets(2, "state")
+    solver = ReadoutSolver(FokkerPlanckLoss(path, drift, diffusion), Ridge())
+    before = drift.get_readout()
+    solver.step(torch.tensor([0.5], dtype=torch.float64), torch.full((1, 4, 2), float("nan"), dtype=torch.float64),
+                LossWeights())
+    assert torch.equal(drift.get_readout(), before)
+
+
+def test_test_functions_against_autograd(close):
+    """Gradients and second derivatives of the drawn functions, by finite differences of their values along paths."""
+    x = torch.randn(6, 40, 2, dtype=torch.float64)
+    h = 1e-4
+
+    def at(shift):
+        # Whitening uses the points' own moments, which a common shift leaves alone; the mean is then added back.
+        generator = torch.Generator().manual_seed(3)
+        return random_tests(torch.cat([x, x + shift, x - shift], 1), generator)
+
+    shift = torch.tensor([h, 0.0], dtype=torch.float64)
+    tests = at(shift)
+    centre, up, down = tests.values.split(40, 1)
+    close(tests.gradients[:, :40, :, 0], (up - down) / (2 * h), 1e-5)
+    close(tests.seconds[:, :40, :, 0], (up - 2 * centre + down) / h**2, 1e-4)
+
+
+def test_weak_form_holds_for_an_exact_pair():
+    """The moving Gaussian with f = c - x' / 2, g = 1 satisfies the weak form up to the noise of sampling."""
+    path = exact_gaussian_path()
+    drift, diffusion = HollowNet(2, hidden=(4,)).double(), ConstantDiffusion(torch.ones(2, dtype=torch.float64))
+    velocity = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    drift.forward = lambda t, x: velocity - 0.5 * (x - t[..., None] * velocity)
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    generator = torch.Generator().manual_seed(0)
+    t = torch.linspace(0.01, 0.99, 12, dtype=torch.float64)
+    right = weak_rows(model, t, path.sample(t, 4000, generator), torch.arange(2), generator).misfit
+    drift.forward = lambda t, x: velocity + 0 * x
+    wrong = weak_rows(model, t, path.sample(t, 4000, generator), torch.arange(2), generator).misfit
+    assert right.square().mean() < 0.01 * wrong.square().mean()
+
+
+def test_solving_beats_descending_at_an_equal_number_of_steps():
+    x, t = rotating_snapshots(500, np.linspace(0, 4, 9))
+    data = Snapshots.of(x, t)
+    errors = {}
+    for solve in (True, False):
+        config = IdentificationConfig(n_components=3, drift="autonomous", diffusion="constant", steps=500, solve=solve)
+        sde = identify(data, config, seed=0, device=torch.device("cpu")).sde
+        with torch.no_grad():
+            f, g = sde.f_and_g(torch.tensor(0.0), torch.as_tensor(x, dtype=torch.float32))
+        true = x @ ROTATION.T
+        errors[solve] = (np.sqrt(((f.numpy() - true) ** 2).sum() / (true**2).sum()),
+                         np.abs(g[0].numpy() - ROTATION_NOISE).max())
+    assert errors[True][0] < 0.5 * errors[False][0]
+    assert errors[True][0] < 0.15
+    assert errors[True][1] < errors[False][1]
+
+
+@pytest.mark.parametrize("kind", ["known", "constant", "state"])
+def test_readouts_round_trip(kind):
+    _, diffusion = nets(3, kind)
+    values = diffusion.get_readout() + 0.25
+    diffusion.set_readout(values)
+    assert torch.equal(diffusion.get_readout(), values)
+    assert diffusion.penalty(1.0, 0.1).shape == values.shape[1:]

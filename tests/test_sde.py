@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+import torchsde
+from scipy import stats
+
+from fpsde.diffusion import ConstantDiffusion
+from fpsde.hollow import HollowNet
+from fpsde.sde import FittedSDE, FreshIncrements, SimulationError, simulate
+
+
+class Brownian(torch.nn.Module):
+    noise_type, sde_type = "diagonal", "ito"
+
+    def f(self, t, y):
+        return 0 * y
+
+    def g(self, t, y):
+        return torch.ones_like(y)
+
+
+class OrnsteinUhlenbeck(Brownian):
+    def f(self, t, y):
+        return -2.0 * y
+
+
+class Exploding(Brownian):
+    def f(self, t, y):
+        return y**3
+
+
+def test_brownian_motion_has_the_right_variance_at_times_off_the_grid(device):
+    """Interpolated outputs would have a quarter of the variance; level 1e-6 of the chi-squared test."""
+    times = torch.tensor([0.0, 0.05, 0.13, 1.0])
+    n = 20_000
+    paths = simulate(Brownian(), torch.zeros(n, 1, device=device), times, time_step=0.1, seed=0).cpu().double()
+    for k in range(1, 4):
+        statistic = float((paths[k] ** 2).sum() / times[k])
+        assert stats.chi2.cdf(statistic, n) == pytest.approx(0.5, abs=0.5 - 5e-7)
+    increments = (paths[3] - paths[2])[:, 0].numpy() / np.sqrt(0.87)
+    assert stats.kstest(increments, "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_law_of_ornstein_uhlenbeck(method, device):
+    paths = simulate(OrnsteinUhlenbeck(), torch.ones(4000, 1, device=device), torch.tensor([0.0, 0.333, 1.0]), 0.005, 1,
+                     method)
+    for k, t in ((1, 0.333), (2, 1.0)):
+        law = stats.norm(np.exp(-2 * t), np.sqrt((1 - np.exp(-4 * t)) / 4))
+        assert stats.kstest(paths[k, :, 0].cpu().numpy(), law.cdf).pvalue > 1e-6
+
+
+def test_seeds_and_numpy_leave_each_other_alone(device):
+    y0, times = torch.zeros(5, 2, device=device), torch.tensor([0.0, 1.0])
+    np.random.seed(0)
+    first = simulate(Brownian(), y0, times, 0.1, seed=3)
+    np.random.seed(1)
+    assert torch.equal(first, simulate(Brownian(), y0, times, 0.1, seed=3))
+    assert not torch.equal(first, simulate(Brownian(), y0, times, 0.1, seed=4))
+
+
+def test_explosion_is_an_error_that_says_when():
+    with pytest.raises(SimulationError, match="became infinite between times 0 and 5; try a smaller time step"):
+        simulate(Exploding(), torch.full((3, 1), 5.0), torch.tensor([0.0, 5.0]), 0.1, 0)
+
+
+def test_fresh_increments_refuse_what_they_cannot_do():
+    noise = FreshIncrements((2, 1), torch.Generator(), torch.float32)
+    with pytest.raises(ValueError, match="euler and milstein only"):
+        noise(torch.tensor(0.0), torch.tensor(1.0), return_U=True)
+    with pytest.raises(ValueError, match="method must be"):
+        simulate(Brownian(), torch.zeros(1, 1), torch.tensor([0.0, 1.0]), 0.1, 0, "heun")
+
+
+def fitted(time=True):
+    return FittedSDE(HollowNet(2, time=time), ConstantDiffusion(torch.tensor([0.5, 2.0])), torch.tensor([1.0, -3.0]),
+                     torch.tensor([10.0, 0.1]), 5.0, 4.0)
+
+
+def test_units_of_the_fitted_equation(close):
+    sde = fitted()
+    x = torch.randn(6, 2) * sde.scale + sde.centre
+    z = (x - sde.centre) / sde.scale
+    close(sde.f(torch.tensor(6.0), x), sde.drift(torch.tensor(0.25), z) * sde.scale / 4, 1e-6)
+    close(sde.g(torch.tensor(6.0), x), torch.tensor([[2.5, 0.1]]).expand(6, 2), 1e-6)
+    for a, b in zip(sde.f_and_g(torch.tensor(6.0), x), (sde.f(torch.tensor(6.0), x), sde.g(torch.tensor(6.0), x)),
+                    strict=True):
+        assert torch.equal(a, b)
+
+
+def test_torchsde_takes_it_as_it_is(device):
+    sde = fitted().to(device)
+    y0 = (torch.randn(7, 2) + torch.tensor([1.0, -3.0])).to(device)
+    for method in ("euler", "milstein", "srk"):
+        paths = torchsde.sdeint(sde, y0, torch.tensor([5.0, 5.5, 6.0], device=device), dt=0.1, method=method)
+        assert paths.shape == (3, 7, 2)
+    torchsde.sdeint_adjoint(sde, y0, torch.tensor([5.0, 5.2], device=device), dt=0.1, method="euler",
+                            adjoint_method="euler").sum().backward()
+    assert sde.drift.readout.grad.abs().max() > 0
+
+
+def test_time_step_follows_the_fastest_rate():
+    sde = fitted()
+    t, z = torch.linspace(0, 1, 8), torch.randn(8, 64, 2)
+    sde.choose_time_step(t, z)
+    slow = float(sde.time_step)
+    with torch.no_grad():
+        sde.drift.readout *= 1000
+    sde.choose_time_step(t, z)
+    assert float(sde.time_step) < 0.2 * slow

@@ -1,0 +1,87 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from fpsde.progress import Progress
+from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, train
+
+
+class Terms(NamedTuple):
+    loss: torch.Tensor
+
+
+class Bowl(nn.Module):
+    """(w - target)^2, with a target that can be made infinite at chosen steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3))
+
+    def forward(self, target):
+        return Terms((self.w - target).square().sum())
+
+
+def run(bad=(), steps=300, **options):
+    module, seen = Bowl(), []
+    result = train(
+        module, [{"params": list(module.parameters())}],
+        lambda step: (torch.full((3,), float("nan") if step in bad else 1.0),),
+        lambda m: float((m.w.detach() - 1).square().sum()), TrainConfig(steps=steps, learning_rate=0.1, **options),
+        report=lambda state, terms: seen.append(state))
+    return module, result, seen
+
+
+def test_descends_and_returns_the_best_averaged_state():
+    module, result, seen = run()
+    assert result.best_score < 1e-3
+    assert torch.allclose(result.state["w"], torch.ones(3), atol=0.05)
+    assert [s.step for s in seen] == list(range(1, 301))
+
+
+def test_step_that_is_not_finite_never_reaches_the_parameters():
+    module, result, _ = run(bad={3, 4, 50, 51, 52})
+    assert result.skipped == 5
+    assert torch.isfinite(module.w).all()
+    assert result.best_score < 1e-3
+
+
+def test_gradient_that_is_not_finite_is_skipped_too():
+    module = Bowl()
+    module.w.register_hook(lambda g: torch.full_like(g, float("inf")))
+    with pytest.raises(TrainingError, match="4 steps in a row"):
+        train(module, [{"params": [module.w]}], lambda step: (torch.ones(3),), lambda m: 0.0,
+              TrainConfig(steps=10, patience=4))
+    assert torch.equal(module.w.detach(), torch.zeros(3))
+
+
+def test_stops_with_a_clear_message_when_it_keeps_happening():
+    with pytest.raises(TrainingError, match="not finite in 25 steps in a row, the last at step 35; lower the learning rate"):
+        run(bad=range(10, 300))
+
+
+def test_one_thread_is_given_back():
+    torch.set_num_threads(2)
+    with one_thread(torch.device("cpu")):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_devices():
+    assert choose_device("cpu").type == "cpu"
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device must be"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="no GPU"):
+            choose_device("cuda")
+
+
+def test_progress_is_plain_lines_without_a_terminal_and_silent_when_asked(monkeypatch, capsys):
+    monkeypatch.setattr("fpsde.progress.SECONDS_WORTH_A_LINE", 0.0)
+    for silent in (False, True):
+        with Progress("fitting", 10, silent=silent) as progress:
+            progress.update(10, {"residual": 0.5})
+        text = capsys.readouterr().err
+        assert text == ("" if silent else "fitting: 10/10 residual 0.5 0 s left\n")
