@@ -40,11 +40,11 @@ class Ridge(NamedTuple):
     bent, since a bend in the noise and one in the drift look much alike in the marginals.
     """
 
-    drift: float = 1e-4
+    drift: float = 3e-4
     """Of the drift's hidden features."""
     diffusion: float = 10.0
     """Of the diffusion's hidden features."""
-    linear: float = 1e-7
+    linear: float = 1e-5
     """Of the linear parts, and of the noise level's distance from where it started."""
 
 
