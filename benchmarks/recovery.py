@@ -5,7 +5,7 @@ fresh points of fresh runs at 41 times. Snapshots are unpaired: every one comes 
 stand two naive baselines that use the same data: a drift of zero (error 100 % by definition) and a linear drift with
 constant noise fitted to the moments of the snapshots.
 
-    python benchmarks/recovery.py [--seeds 3] [--steps 3000] [--lotka-volterra PATH/lv.npz] [-o FILE]
+    python benchmarks/recovery.py [--seeds 3] [--steps 2000] [--lotka-volterra PATH/lv.npz] [-o FILE]
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def main() -> None:
     """Prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--components", type=int, default=8)
     parser.add_argument("--only", default="", help="part of a system's name")
     parser.add_argument("--lotka-volterra", type=Path, default=SHARED)

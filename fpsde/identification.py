@@ -73,8 +73,8 @@ class IdentificationConfig:
     path_energy: float = 1e-3
     drift_energy: float = 1e-2
     ridge: Ridge = Ridge()
-    points: int = 704
-    collocation: tuple[int, int] = (16, 32)
+    points: int = 2048
+    collocation: tuple[int, int] = (32, 64)
     learning_rate: float = 2e-2
     solve: bool = True
     held_out: float = 0.1
@@ -208,7 +208,7 @@ class _Fit:
             if self.config.solve and step % solver.interval == 0:
                 solver.step(batch[2], batch[3], LossWeights())
 
-        check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
+        check = self._collocation(2 * self.config.collocation[0])
 
         def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
@@ -231,7 +231,7 @@ class _Fit:
             if self.config.solve and step % solver.interval == 0:
                 solver.step(batch[2], batch[3], weights)
 
-        check = self._collocation(4 * self.config.collocation[0], self.config.collocation[1])
+        check = self._collocation(2 * self.config.collocation[0])
 
         def score(model: FokkerPlanckLoss) -> float:
             with torch.no_grad():
