@@ -291,12 +291,12 @@ class _Fit:
         if steps < 1:
             return
         first, every = self.done, max(1, self.config.steps // 100)
+        learned = {id(p) for group in groups for p in group["params"]}
 
         def report(state: Report, terms: LossTerms) -> None:
             values: dict[str, float] = {}
             if state.step % every == 0 or state.step == steps:
-                values = {"likelihood": float(terms.likelihood.detach()) - float(np.log(self.scale).sum()),
-                          "residual": float(terms.residual.detach()), "noise": self._noise()}
+                values = self._curves(terms, learned)
                 self.history.append({"step": float(first + state.step), **values})
             if self.report is not None:
                 self.report(_of_whole_fit(state, first + state.step, self.config.steps, values))
@@ -308,10 +308,16 @@ class _Fit:
         self.summary["skipped_steps"] += result.skipped
 
     @torch.no_grad()
-    def _noise(self) -> float:
-        """Typical g over the data, relative to the data's scale and time span."""
-        x = torch.zeros(1, self.data.dim, device=self.device)
-        return float(self.model.diffusion(self.t[:1], x).mean())
+    def _curves(self, terms: LossTerms, learned: set[int]) -> dict[str, float]:
+        """The values that the present phase changes: likelihood of the path, residual and noise of the nets."""
+        values = {}
+        if any(id(p) in learned for p in self.density.parameters()):
+            values["likelihood"] = float(terms.likelihood) - float(np.log(self.scale).sum())
+        if any(id(p) in learned for p in self.model.drift.parameters()):
+            centre = torch.zeros(1, self.data.dim, device=self.device)
+            values["residual"] = float(terms.residual)
+            values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
+        return values
 
 
 class _Batches:

@@ -63,7 +63,7 @@ def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figu
         points = plane.project(_thin(data.at(time), 1500, seed))
         if data.dim == 1:
             grid = np.linspace(limits[0, 0], limits[1, 0], 300)
-            axis.hist(data.at(time)[:, 0], bins=50, density=True, color="#b8c4d6")
+            axis.hist(data.at(time)[:, 0], bins=int(np.clip(2 * np.sqrt((data.t == time).sum()), 10, 60)), density=True, color="#b8c4d6")
             axis.plot(grid, np.exp(model.score_samples(grid[:, None], time)), color="#c1432e", lw=1.8)
             axis.set_xlabel(plane.labels[0])
         else:
@@ -147,11 +147,10 @@ def plot_learning(model: FokkerPlanckSDE) -> Figure:
     curves = (("likelihood", "log-likelihood per point", "linear"), ("residual", "mean squared residual", "log"),
               ("noise", "noise level (dimensionless)", "linear"))
     figure, axes = _grid(3, width=3.6)
-    steps = np.array([row["step"] for row in model.history_])
     for axis, (name, label, scale) in zip(axes, curves, strict=True):
-        values = np.array([row[name] for row in model.history_])
-        shown = values > 0 if scale == "log" else np.ones(len(values), dtype=bool)
-        axis.plot(steps[shown], values[shown], color="#c1432e", lw=0.7 if name == "likelihood" else 1.3)
+        # Each phase of a fit reports what it changes.
+        steps, values = np.array([(row["step"], row[name]) for row in model.history_ if name in row]).reshape(-1, 2).T
+        axis.plot(steps, values, color="#c1432e", lw=0.7 if name == "likelihood" else 1.3)
         if name == "likelihood" and len(values) > 20:
             # A batch is a noisy sample of the points; the mean of ten shows where it goes.
             axis.plot(steps[9:], np.convolve(values, np.full(10, 0.1), "valid"), color=INK, lw=1.6)
