@@ -63,7 +63,8 @@ def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figu
         points = plane.project(_thin(data.at(time), 1500, seed))
         if data.dim == 1:
             grid = np.linspace(limits[0, 0], limits[1, 0], 300)
-            axis.hist(data.at(time)[:, 0], bins=int(np.clip(2 * np.sqrt((data.t == time).sum()), 10, 60)), density=True, color="#b8c4d6")
+            observed = data.at(time)[:, 0]
+            axis.hist(observed, bins=int(np.clip(2 * np.sqrt(len(observed)), 10, 60)), density=True, color="#b8c4d6")
             axis.plot(grid, np.exp(model.score_samples(grid[:, None], time)), color="#c1432e", lw=1.8)
             axis.set_xlabel(plane.labels[0])
         else:

@@ -120,23 +120,25 @@ class _NormalEquations:
         self.group = group
         self.normal = torch.zeros(unknowns, unknowns, dtype=torch.float64, device=device)
         self.right = torch.zeros(unknowns, dtype=torch.float64, device=device)
-        self.amount = 0.0
+        self.amount = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, rows: list[Rows], values: Tensor, memory: float) -> None:
-        self.normal *= memory
-        self.right *= memory
-        self.amount = memory * self.amount + 1 - memory
+        """Adds a batch to the averages, unless it holds anything that is not finite."""
+        normal, right = torch.zeros_like(self.normal), torch.zeros_like(self.right)
         for matrix, misfit, weight in rows:
             if matrix.dim() == 2:
                 constant = misfit - matrix @ values.flatten()
-                share = (1 - memory) * weight / len(misfit)
-                self.normal += share * matrix.T @ matrix
-                self.right += share * (matrix.T @ constant)
+                share = weight / len(misfit)
+                normal += share * matrix.T @ matrix
+                right += share * (matrix.T @ constant)
             else:
                 constant = misfit - (matrix @ values[..., None]).squeeze(-1)
-                share = (1 - memory) * weight / misfit.shape[1]
-                self.normal += torch.block_diag(*(share * matrix.mT @ matrix))
-                self.right += share * (matrix.mT @ constant[..., None]).flatten()
+                share = weight / misfit.shape[1]
+                normal += torch.block_diag(*(share * matrix.mT @ matrix))
+                right += share * (matrix.mT @ constant[..., None]).flatten()
+        usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
+        for average, batch in ((self.normal, normal), (self.right, right), (self.amount, torch.ones_like(self.amount))):
+            average.copy_(torch.where(usable, memory * average + (1 - memory) * batch, average))
 
     def solve(self, penalty: Tensor, target: Tensor, values: Tensor) -> Tensor:
         normal = self.normal / self.amount + torch.diag(penalty.flatten())

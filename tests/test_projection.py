@@ -90,6 +90,9 @@ def test_solution_that_is_not_finite_is_dropped():
     solver.step(torch.tensor([0.5], dtype=torch.float64), torch.full((1, 4, 2), float("nan"), dtype=torch.float64),
                 LossWeights())
     assert torch.equal(drift.get_readout(), before)
+    solver.step(torch.tensor([0.5], dtype=torch.float64), torch.randn(1, 50, 2, dtype=torch.float64), LossWeights())
+    assert torch.isfinite(drift.get_readout()).all()
+    assert not torch.equal(drift.get_readout(), before)
 
 
 def test_test_functions_against_autograd(close):
