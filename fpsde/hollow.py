@@ -37,7 +37,8 @@ class HollowNet(nn.Module):
     .. math:: f_i(t, x) = b_i + \sum_j A_{ij} x_j + w_i \cdot \phi_i(t, x_i, h_i)
 
     with :math:`\phi_i` a network with its own weights for every coordinate. The map is linear in its readout
-    (w, A, b), which :mod:`fpsde.projection` solves for. A new net has a zero readout unless `random_readout` is set.
+    (w, A, b), which :mod:`fpsde.projection` solves for. It starts at random, or at zero
+    with ``random_readout=False``.
 
     Arguments:
         dim: number of coordinates d.

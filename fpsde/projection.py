@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 class ReadoutSolver:
     """Keeps drift and diffusion at their least-squares optimum for a moving density.
 
-    With more than 2000 unknowns the coordinates are solved for in groups, each with the others as they are.
+    With more than 2000 unknowns the coordinates are solved for in groups, each with the others as they are, a group a step.
 
     Arguments:
         model: density, drift and diffusion.
@@ -80,34 +80,40 @@ class ReadoutSolver:
         self.target = torch.cat([torch.zeros_like(start[:, :self.split]), start[:, self.split:]], 1)
         groups = torch.arange(drift.dim, device=start.device).split(max(1, MAX_UNKNOWNS // start.shape[1]))
         self.systems = [_NormalEquations(group, start[group].numel(), start.device) for group in groups]
+        self.turn = 0
         largest = max(len(group) for group in groups) * start.shape[1]
         self.interval = math.ceil((largest / CHEAP_UNKNOWNS) ** 2)
         """Steps between solves that keep their cost in proportion to that of a step."""
 
     @torch.no_grad()
     def step(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
-        """Adds collocation points to the running averages and solves.
+        """Adds collocation points to the running averages and solves, for the group of coordinates whose turn it is.
 
         Arguments:
             t: collocation times, shape (M,).
             x: collocation points, shape (M, N, d).
             weights: weights of the terms; only their ratios matter.
         """
-        for system in self.systems:
-            self.solve(system, strong_rows(self.model, t, x, weights, system.group))
+        system = self.systems[self.turn]
+        self.turn = (self.turn + 1) % len(self.systems)
+        self.solve(system, strong_rows(self.model, t, x, weights, system.group))
 
-    def solve(self, system: _NormalEquations, rows: list[Rows]) -> None:
-        """Adds rows to one group's system, solves it and sets the readouts; a solution that is not finite is dropped."""
+    def solve(self, system: _NormalEquations, rows: list[Rows]) -> Tensor:
+        """Adds rows to one group's system, solves it, sets the readouts and returns their change, shape (G, P).
+
+        A solution that is not finite changes nothing.
+        """
         values, group = self._values(), system.group
         system.add(rows, values[group], self.memory)
         change = system.solve(self.penalty[group], self.target[group], values[group]) - values[group]
         # The diffusion is linearised: no more than a moderate step at once.
         largest = change[:, self.split:].abs().amax() if change.shape[1] > self.split else change.new_zeros(())
         change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
-        usable = torch.isfinite(change).all()
-        values = values.index_add(0, group, torch.where(usable, change, torch.zeros_like(change)))
+        change = torch.where(torch.isfinite(change).all(), change, torch.zeros_like(change))
+        values = values.index_add(0, group, change)
         self.model.drift.set_readout(values[:, :self.split])
         self.model.diffusion.set_readout(values[:, self.split:])
+        return change
 
     def _values(self) -> Tensor:
         return torch.cat([self.model.drift.get_readout(), self.model.diffusion.get_readout()], 1).double()

@@ -27,6 +27,8 @@ __all__ = ["SmoothFunctions", "random_tests", "solve_weakly", "weak_rows"]
 
 TIMES_PER_GROUP = 6
 MAX_PRODUCTS = 60
+MAX_WAVES = 60
+MAX_ELEMENTS = 2**26
 
 
 class SmoothFunctions(NamedTuple):
@@ -46,30 +48,38 @@ def solve_weakly(solver: ReadoutSolver, n_points: int, rounds: int, generator: t
 
     Arguments:
         solver: of the readouts, whose model has a trained density.
-        n_points: points at each of the times.
+        n_points: points at each of the times; fewer in many dimensions, to bound memory.
         rounds: Gauss-Newton rounds, each with fresh points and test functions.
         generator: source of randomness.
     """
     model = solver.model
     parameter = next(model.density.parameters())
     n_times = 11 * TIMES_PER_GROUP
+    dim = model.drift.dim
+    size = n_times * (dim + MAX_PRODUCTS + MAX_WAVES) * dim
+    n_points = max(16, min(n_points, MAX_ELEMENTS // size))
     for _ in range(rounds):
         shift = torch.rand(n_times, generator=generator, dtype=parameter.dtype, device=parameter.device)
         t = (torch.arange(n_times).to(parameter) + shift) / n_times
         x = model.density.sample(t, n_points, generator)
+        matrix, misfit = weak_rows(model, t, x, generator)
         for system in solver.systems:
-            solver.solve(system, [weak_rows(model, t, x, system.group, generator)])
+            part = matrix[:, system.group].flatten(1)
+            change = solver.solve(system, [Rows(part, misfit, 1.0)])
+            misfit = misfit + part @ change.flatten()
 
 
-def weak_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, group: Tensor, generator: torch.Generator) -> Rows:
-    """Linearises the weak form, averaged over groups of neighbouring times, for one group of coordinates.
+def weak_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Linearises the weak form, averaged over groups of neighbouring times.
 
     Arguments:
         model: density, drift and diffusion.
         t: increasing times, a multiple of six, shape (M,).
         x: points drawn from the density at these times, shape (M, N, d).
-        group: the coordinates to solve for, shape (G,).
         generator: draws the test functions.
+
+    Returns:
+        The derivative of the misfit by the readouts, shape (rows, d, P), and the misfit, shape (rows,), in float64.
     """
     m, n, d = x.shape
     tests = random_tests(x, generator)
@@ -79,14 +89,13 @@ def weak_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, group: Tensor, gene
     change = _rate_of_change(tests, density)
     effect = (tests.gradients * f[:, :, None]).sum(-1) + 0.5 * (tests.seconds * a[:, :, None]).sum(-1)
     one = torch.ones(m * n, d, dtype=x.dtype, device=x.device)
-    by_drift = model.drift.columns(clock, x, [one])[group].unflatten(1, (m, n))
-    by_spread = model.diffusion.columns(clock, x, [one])[group].unflatten(1, (m, n))
-    matrix = torch.cat([
-        -torch.einsum("mnqg,gmnp->mqgp", tests.gradients[..., group], by_drift),
-        -0.5 * torch.einsum("mnqg,gmnp->mqgp", tests.seconds[..., group], by_spread)], -1) / n
+    by_drift = model.drift.columns(clock, x, [one]).unflatten(1, (m, n))
+    by_spread = model.diffusion.columns(clock, x, [one]).unflatten(1, (m, n))
+    matrix = torch.cat([-torch.einsum("mnqd,dmnp->mqdp", tests.gradients, by_drift),
+                        -0.5 * torch.einsum("mnqd,dmnp->mqdp", tests.seconds, by_spread)], -1) / n
     misfit = (change - effect).mean(1)
-    grouped = (z.unflatten(0, (-1, TIMES_PER_GROUP)).mean(1).double() for z in (matrix, misfit))
-    return Rows(next(grouped).flatten(2).flatten(0, 1), next(grouped).flatten(), 1.0)
+    matrix, misfit = (z.unflatten(0, (-1, TIMES_PER_GROUP)).mean(1).flatten(0, 1).double() for z in (matrix, misfit))
+    return matrix, misfit
 
 
 def random_tests(x: Tensor, generator: torch.Generator) -> SmoothFunctions:
@@ -111,7 +120,7 @@ def random_tests(x: Tensor, generator: torch.Generator) -> SmoothFunctions:
         chosen = torch.randperm(len(i), generator=generator, device=x.device)[:MAX_PRODUCTS]
         i, j = i[chosen], j[chosen]
     size = torch.where(i == j, math.sqrt(0.5), 1.0).to(x)
-    n_waves = 20 + 5 * d
+    n_waves = min(20 + 5 * d, MAX_WAVES)
     waves = torch.randn(len(y), n_waves, d, generator=generator, dtype=x.dtype, device=x.device)
     phase = 2 * math.pi * torch.rand(len(y), 1, n_waves, generator=generator, dtype=x.dtype, device=x.device)
     angle, waves = y @ waves.mT + phase, waves @ whiten
