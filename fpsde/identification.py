@@ -249,7 +249,7 @@ class _Fit:
         weights = LossWeights() if self.config.drift != "time" else LossWeights(
             self.config.residual_weights[0], 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
-        for _ in range(20 * len(solver.systems)):
+        for _ in range(max(20, 4 * len(solver.systems))):
             solver.step(*self._collocation(64, 32), weights)
 
     @torch.no_grad()
