@@ -115,7 +115,7 @@ def linear_baseline(x: Array, t: Array) -> tuple[Field, Field]:
 
 def measure(system: System, seed: int, steps: int, components: int,
             lotka_volterra: Path) -> dict[str, tuple[float, float]]:
-    """Errors of drift and diffusion, free-form and with constant noise where that is true, and of the baseline."""
+    """Errors of drift and diffusion, free-form, and those of the baseline."""
     rng = np.random.default_rng(seed)
     if "lv.npz" in system.name:
         data = read_snapshots(lotka_volterra)

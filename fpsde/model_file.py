@@ -20,14 +20,14 @@ __all__ = ["build_parts", "describe_parts"]
 def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Returns what cannot be told from the weights, and the weights by name."""
     diffusion = sde.diffusion
-    header = {
-        "drift": _describe_net(sde.drift),
+    header: dict[str, Any] = {
+        "drift": sde.drift.settings,
         "diffusion": {"kind": {KnownDiffusion: "known", ConstantDiffusion: "constant", StateDiffusion: "state"}[
             type(diffusion)]},
         "density": {"constant_weights": density.constant_weights},
     }
     if isinstance(diffusion, StateDiffusion):
-        header["diffusion"]["net"] = _describe_net(diffusion.net)
+        header["diffusion"]["net"] = diffusion.net.settings
     tensors = {f"sde.{name}": tensor for name, tensor in sde.state_dict().items()}
     tensors.update({f"density.{name}": tensor for name, tensor in density.state_dict().items()})
     return header, tensors
@@ -43,7 +43,7 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Fit
     """
     centre, scale, clock = (tensors[f"sde.{name}"] for name in ("centre", "scale", "clock"))
     with torch.device("meta"):
-        drift, diffusion = _build_net(header["drift"]), _build_diffusion(header["diffusion"], centre)
+        drift, diffusion = HollowNet(**header["drift"]), _build_diffusion(header["diffusion"], centre)
         sde = FittedSDE(drift, diffusion, centre, scale, 0.0, 1.0)
     if clock.shape != (2,) or not clock[1] > 0 or not (scale > 0).all():
         raise ValueError("the scaling is not usable")
@@ -67,18 +67,10 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _describe_net(net: HollowNet) -> dict[str, Any]:
-    return dict(net.settings)
-
-
-def _build_net(settings: dict[str, Any]) -> HollowNet:
-    return HollowNet(**settings)
-
-
 def _build_diffusion(header: dict[str, Any], centre: Tensor) -> AbstractDiffusion:
     level = torch.ones(centre.shape)
     if header["kind"] == "known":
         return KnownDiffusion(level)
     if header["kind"] == "constant":
         return ConstantDiffusion(level)
-    return StateDiffusion(_build_net(header["net"]), level)
+    return StateDiffusion(HollowNet(**header["net"]), level)
