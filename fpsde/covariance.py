@@ -6,7 +6,8 @@ Full covariances are spline combinations of positive semi-definite matrices abov
 
 which stay positive definite at every time because the splines are non-negative. Above about twenty dimensions
 :math:`\Sigma_k(t) = \mathrm{diag}(\delta_k(t)) + U_k(t) U_k(t)^T` with few columns in U. The floor F keeps a
-component from shrinking onto a single point.
+component from shrinking onto a single point. What is learned is in units of the snapshots' own spread at each time, so
+that a step of the optimiser means as much to a narrow cloud as to a wide one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ class CovarianceTerms(NamedTuple):
 class AbstractCovariance(nn.Module):
     """A covariance for each of K components as a function of time."""
 
+    units: Tensor
+    """Spread of the snapshots as spline coefficients, in which lengths are learned, shape (B, d)."""
+
     @abstractmethod
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         """Evaluates the terms of the density.
@@ -60,23 +64,25 @@ class FullCovariance(AbstractCovariance):
     Arguments:
         factors: coefficients L, of which the lower triangle counts, shape (B, K, d, d).
         floor: the part F that cannot be lost, shape (B, d, d), positive definite.
+        units: in which L is learned, shape (B, d).
     """
 
     floor: Tensor
 
-    def __init__(self, factors: Tensor, floor: Tensor) -> None:
+    def __init__(self, factors: Tensor, floor: Tensor, units: Tensor) -> None:
         super().__init__()
-        self.factors = nn.Parameter(factors.clone())
+        self.factors = nn.Parameter(factors / units[:, None, :, None])
         self.register_buffer("floor", floor.clone())
+        self.register_buffer("units", units.clone())
 
     @classmethod
-    def of(cls, covariances: Tensor, floor: Tensor) -> FullCovariance:
+    def of(cls, covariances: Tensor, floor: Tensor, units: Tensor) -> FullCovariance:
         """Starts from covariances of shape (B, K, d, d) as spline coefficients."""
         values, vectors = torch.linalg.eigh(covariances - floor[:, None])
         # What lies below the floor starts a little above it, where the gradient of L L^T does not vanish.
         least = 0.01 * covariances.diagonal(dim1=-2, dim2=-1).amin(-1)[..., None] + 1e-10
         root = vectors * values.clamp_min(least).sqrt()[..., None, :]
-        return cls(torch.linalg.qr(root.mT).R.mT.contiguous(), floor)
+        return cls(torch.linalg.qr(root.mT).R.mT.contiguous(), floor, units)
 
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         matrices = self._matrices()
@@ -97,7 +103,7 @@ class FullCovariance(AbstractCovariance):
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
 
     def _matrices(self) -> Tensor:
-        lower = self.factors.tril()
+        lower = self.factors.tril() * self.units[:, None, :, None]
         return lower @ lower.mT + self.floor[:, None]
 
 
@@ -108,17 +114,20 @@ class LowRankCovariance(AbstractCovariance):
         factors: coefficients of U, shape (B, K, d, rank).
         log_rest: log of the coefficients of delta less the floor, shape (B, K, d).
         floor: the part of delta that cannot be lost, shape (B, d), positive.
+        units: in which U is learned, shape (B, d).
     """
 
     floor: Tensor
 
-    def __init__(self, factors: Tensor, log_rest: Tensor, floor: Tensor) -> None:
+    def __init__(self, factors: Tensor, log_rest: Tensor, floor: Tensor, units: Tensor) -> None:
         super().__init__()
-        self.factors, self.log_rest = nn.Parameter(factors.clone()), nn.Parameter(log_rest.clone())
+        self.factors = nn.Parameter(factors / units[:, None, :, None])
+        self.log_rest = nn.Parameter(log_rest.clone())
         self.register_buffer("floor", floor.clone())
+        self.register_buffer("units", units.clone())
 
     @classmethod
-    def of(cls, covariances: Tensor, floor: Tensor, rank: int = 8) -> LowRankCovariance:
+    def of(cls, covariances: Tensor, floor: Tensor, units: Tensor, rank: int = 8) -> LowRankCovariance:
         """Starts from covariances of shape (B, K, d, d) as spline coefficients, and the diagonal of their floor."""
         floor = floor.diagonal(dim1=-2, dim2=-1)
         values, vectors = torch.linalg.eigh(covariances)
@@ -131,12 +140,13 @@ class LowRankCovariance(AbstractCovariance):
             factors[b] = factors[b] @ (u @ v)
         diagonal = covariances.diagonal(dim1=-2, dim2=-1)
         left = diagonal - factors.square().sum(-1)
-        return cls(factors, torch.maximum(left - floor[:, None], 0.01 * diagonal).log(), floor)
+        return cls(factors, torch.maximum(left - floor[:, None], 0.01 * diagonal).log(), floor, units)
 
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         rest = self.log_rest.exp() + self.floor[:, None]
         delta, delta_rate = _combine(basis, rest), _combine(rate, rest)
-        columns, columns_rate = _combine(basis, self.factors), _combine(rate, self.factors)
+        factors = self.factors * self.units[:, None, :, None]
+        columns, columns_rate = _combine(basis, factors), _combine(rate, factors)
         scaled = columns / delta[..., None]
         # Woodbury: P = 1/delta - W W^T with W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
         cholesky = torch.linalg.cholesky_ex(
@@ -155,7 +165,7 @@ class LowRankCovariance(AbstractCovariance):
 
     def root(self, basis: Tensor) -> Tensor:
         rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
-        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.factors)], -1)
+        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.factors * self.units[:, None, :, None])], -1)
 
 
 def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.quasirandom import SobolEngine
 
 from fpsde.covariance import AbstractCovariance, log_normaliser
 from fpsde.spline import CubicSplineBasis
@@ -64,6 +65,13 @@ class AbstractDensity(nn.Module):
     def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws n points at each of the times t of shape (M,): shape (M, n, d), without gradient."""
 
+    @abstractmethod
+    def spread(self, t: Tensor, n: int, seed: int) -> Tensor:
+        """Places n points evenly under the density at each of the times t of shape (M,): shape (M, n, d).
+
+        Means over them have a smaller error than over as many independent draws.
+        """
+
     def grad_log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the gradient of log p in x, shape (M, N, d)."""
         return self.terms(t, x).score
@@ -75,7 +83,7 @@ class GaussianMixturePath(AbstractDensity):
     Arguments:
         basis: the splines, B of them.
         log_weights: initial coefficients of the log weights, shape (B, K).
-        means: initial coefficients of the means, shape (B, K, d).
+        means: initial coefficients of the means, shape (B, K, d), learned in the units of the covariance.
         covariance: the covariances of the K components.
         constant_weights: whether the weights are held constant in time, which makes the velocity exact.
     """
@@ -86,7 +94,7 @@ class GaussianMixturePath(AbstractDensity):
         self.dim, self.n_components, self.constant_weights = means.shape[-1], means.shape[1], constant_weights
         self.basis, self.covariance = basis, covariance
         self.logits = nn.Parameter(log_weights.mean(0, keepdim=True) if constant_weights else log_weights.clone())
-        self.means = nn.Parameter(means.clone())
+        self.means = nn.Parameter(means / covariance.units[:, None])
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         return self.terms(t, x).log_prob
@@ -94,7 +102,7 @@ class GaussianMixturePath(AbstractDensity):
     def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
         basis, rate = self.basis(t)
         log_weights, weights_rate = self._weights(basis, rate)
-        means, means_rate = _spline(basis, self.means), _spline(rate, self.means)[:, :, None]
+        means, means_rate = self._means(basis), self._means(rate)[:, :, None]
         offsets = x[:, None] - means[:, :, None]
         c = self.covariance(basis, rate, offsets)
         u = c.whitened
@@ -116,8 +124,26 @@ class GaussianMixturePath(AbstractDensity):
         chosen = torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)
         roots = self.covariance.root(basis)
         noise = torch.randn(len(t), n, roots.shape[-1], generator=generator, dtype=basis.dtype, device=basis.device)
-        rows = torch.arange(len(t), device=basis.device)[:, None]
-        return _spline(basis, self.means)[rows, chosen] + (roots[rows, chosen] @ noise[..., None]).squeeze(-1)
+        return self._place(basis, roots, chosen, noise)
+
+    @torch.no_grad()
+    def spread(self, t: Tensor, n: int, seed: int) -> Tensor:
+        basis, rate = self.basis(t)
+        log_weights, _ = self._weights(basis, rate)
+        roots = self.covariance.root(basis)
+        # Scrambled Sobol points: one coordinate chooses the component, the others are the quantiles of its noise.
+        uniform = torch.stack([SobolEngine(roots.shape[-1] + 1, scramble=True, seed=seed + k).draw(n, dtype=torch.float64)
+                               for k in range(len(t))]).clamp(1e-9, 1 - 1e-9).to(basis.device)
+        steps = log_weights.double().exp().cumsum(-1)
+        chosen = torch.searchsorted(steps, uniform[..., 0].contiguous()).clamp_max(self.n_components - 1)
+        return self._place(basis, roots, chosen, torch.special.ndtri(uniform[..., 1:]).to(basis))
+
+    def _place(self, basis: Tensor, roots: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
+        rows = torch.arange(len(basis), device=basis.device)[:, None]
+        return self._means(basis)[rows, chosen] + (roots[rows, chosen] @ noise[..., None]).squeeze(-1)
+
+    def _means(self, basis: Tensor) -> Tensor:
+        return torch.einsum("mb,bkd->mkd", basis, self.means * self.covariance.units[:, None])
 
     def _weights(self, basis: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         if self.constant_weights:
@@ -127,6 +153,3 @@ class GaussianMixturePath(AbstractDensity):
         logits_rate = rate @ self.logits
         return log_weights, logits_rate - (log_weights.exp() * logits_rate).sum(-1, keepdim=True)
 
-
-def _spline(basis: Tensor, coefficients: Tensor) -> Tensor:
-    return torch.einsum("mb,bkd->mkd", basis, coefficients)

@@ -48,6 +48,10 @@ class AbstractDiffusion(nn.Module):
     def penalty(self, hidden: float, linear: float) -> Tensor:
         """Returns the ridge on the readouts of a coordinate, shape (P,)."""
 
+    @abstractmethod
+    def groups(self) -> Tensor:
+        """Returns the kind of each readout of a coordinate as :meth:`HollowNet.groups` does, shape (P,)."""
+
 
 class KnownDiffusion(AbstractDiffusion):
     """A diffusion that the user gives.
@@ -81,6 +85,9 @@ class KnownDiffusion(AbstractDiffusion):
     def penalty(self, hidden: float, linear: float) -> Tensor:
         return self.level[:0]
 
+    def groups(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.long, device=self.level.device)
+
 
 class ConstantDiffusion(AbstractDiffusion):
     """One noise level for each coordinate.
@@ -112,6 +119,9 @@ class ConstantDiffusion(AbstractDiffusion):
 
     def penalty(self, hidden: float, linear: float) -> Tensor:
         return linear * torch.ones_like(self.log_level[:1])
+
+    def groups(self) -> Tensor:
+        return torch.full((1,), -1, device=self.log_level.device)
 
 
 class StateDiffusion(AbstractDiffusion):
@@ -168,6 +178,9 @@ class StateDiffusion(AbstractDiffusion):
         penalty = self.net.penalty(hidden, linear)
         penalty[-1] = linear
         return penalty
+
+    def groups(self) -> Tensor:
+        return self.net.groups()
 
     def _slope(self, z: Series) -> Series:
         """The series of da / dz = 2 l^2 (0.05 + softplus_s(z)) sigmoid(s z)."""

@@ -28,7 +28,7 @@ CONDITIONERS: dict[str, type[AbstractConditioner]] = {
     "masked": MaskedConditioner, "leave-one-out": LeaveOneOutConditioner}
 
 N_FREQUENCIES = 3
-BEND = 1.5
+OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
 
 
 class HollowNet(nn.Module):
@@ -49,6 +49,8 @@ class HollowNet(nn.Module):
         time: whether the field depends on time.
         linear: whether to include the linear part A x.
         random_readout: whether the readout w starts at random instead of at zero.
+        bend: typical slope of the first hidden layer; small, the features are close to polynomials of low degree.
+        own_share: share of the hidden units that see x_i and the time but not the other coordinates.
 
     Example:
         >>> net = HollowNet(dim=5, conditioner="masked")
@@ -58,7 +60,7 @@ class HollowNet(nn.Module):
 
     def __init__(self, dim: int, conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,),
                  width: int = 16, activation: str = "tanh", time: bool = True, linear: bool = True,
-                 random_readout: bool = True) -> None:
+                 random_readout: bool = True, bend: float = 1.5, own_share: float = 0.0) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
@@ -76,13 +78,16 @@ class HollowNet(nn.Module):
         width_in = self.conditioner.features
         # Graded reach: some units see little but x_i, others mostly x_{-i}, so that functions of one coordinate and
         # couplings both lie near the span of the features from the start.
-        reach = BEND * torch.rand(hidden[0]).square()
-        self.own = nn.Parameter(BEND * torch.randn(dim, 1, hidden[0]))
+        reach = bend * torch.rand(hidden[0]).square()
+        self.n_own = round(own_share * hidden[0])
+        reach[:self.n_own] = 0
+        self.own = nn.Parameter(bend * torch.randn(dim, 1, hidden[0]))
         self.others = nn.Parameter(reach * random_weight(dim, width_in, hidden[0], fan_in=width_in))
+        reach[:self.n_own] = bend / 3
         self.clock = nn.Parameter(reach * random_weight(dim, n_time, hidden[0], fan_in=n_time)) if time else None
         self.layers = nn.ParameterList(
             random_weight(dim, a, b, fan_in=a) for a, b in zip(hidden[:-1], hidden[1:], strict=True))
-        self.shifts = nn.ParameterList(nn.Parameter(BEND * torch.randn(dim, 1, b)) for b in hidden)
+        self.shifts = nn.ParameterList(nn.Parameter(bend * torch.randn(dim, 1, b)) for b in hidden)
         self.n_features = hidden[-1]
         self.readout = nn.Parameter(
             torch.randn(dim, hidden[-1]) / math.sqrt(hidden[-1]) if random_readout else torch.zeros(dim, hidden[-1]))
@@ -179,6 +184,18 @@ class HollowNet(nn.Module):
         """Returns the ridge on the readouts of a coordinate, shape (P,): on w, on A, and none on b."""
         ones = torch.ones_like(self.readout[0])
         return torch.cat([hidden * ones, linear * ones.new_ones(self.dim if self.linear else 0), ones.new_zeros(1)])
+
+    def groups(self) -> Tensor:
+        """Returns the kind of each readout of a coordinate, shape (P,).
+
+        0 for features of x_i alone, 1 for those that couple coordinates, 2 for the linear part, -1 for the offset. Behind
+        more than one hidden layer all features count as coupling.
+        """
+        features = torch.full((self.n_features,), COUPLED)
+        if len(self.shifts) == 1:
+            features[:self.n_features if self.dim == 1 else self.n_own] = OWN
+        linear = torch.full((self.dim if self.linear else 0,), LINEAR)
+        return torch.cat([features, linear, torch.tensor([FREE])]).to(self.offset.device)
 
     def _flatten(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.shape[-1] != self.dim:

@@ -1,11 +1,11 @@
 """From snapshots to an SDE: the order in which density, noise and drift are found.
 
-1. The density path is started on matched chains and warmed up by likelihood.
-2. A first drift with constant noise comes from the weak form.
-3. Density and nets are trained together: at every step the readouts of drift and diffusion are solved for, the density and
-   the nets' inner layers descend. The weight of the residual grows, so that the fit moves from likelihood to likelihood
-   under the Fokker-Planck equation.
-4. Drift and diffusion are solved for once more under the best averaged density.
+1. The density path is started on matched chains and trained by likelihood.
+2. Drift and noise are solved for from the moments of the snapshots, which need of the path no more than that it
+   interpolates.
+3. The path descends likelihood and residual together under that drift and noise, with a growing weight of the residual:
+   between the snapshots it comes to follow the Fokker-Planck equation.
+4. Steps 2 and 3 are repeated with the better path.
 
 A drift that is free in time can follow any path, so that its residual says nothing about the density: then the path is
 fitted first, by likelihood and least kinetic energy, and the nets learn its velocity.
@@ -26,15 +26,16 @@ from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
+from fpsde.moments import MomentEquations, solve_moments
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, TrainConfig, train
-from fpsde.weak import solve_weakly
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
 
 MAX_TIMES_PER_STEP = 16
+PATH_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class IdentificationConfig:
         hidden: widths of the hidden layers of both nets.
         activation: of both nets.
         steps: training steps in all.
-        warmup: share of the steps that train the density alone.
+        net_share: share of the steps that train the nets of a drift free in time.
         residual_weights: weight of the residual when it enters and at the end.
         path_energy: weight of the path's kinetic energy for a drift free in time.
         drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
@@ -68,7 +69,7 @@ class IdentificationConfig:
     hidden: tuple[int, ...] = (64,)
     activation: str = "tanh"
     steps: int = 2000
-    warmup: float = 0.2
+    net_share: float = 0.2
     residual_weights: tuple[float, float] = (0.03, 0.3)
     path_energy: float = 1e-3
     drift_energy: float = 1e-2
@@ -103,14 +104,18 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     """
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":
-        fit.train_path(1 - config.warmup)
-        fit.start_nets()
+        fit.train_path(1 - config.net_share)
         fit.train_nets()
+        fit.polish()
     else:
-        fit.train_path(config.warmup)
-        fit.start_nets()
-        fit.train_jointly()
-    fit.polish()
+        fit.train_path(PATH_SHARE)
+        if config.solve:
+            fit.solve_nets(rounds=8)
+            fit.refine_path(0.5)
+            fit.solve_nets(rounds=4)
+            fit.refine_path(1.0)
+        else:
+            fit.train_jointly()
     return fit.result()
 
 
@@ -147,7 +152,10 @@ class _Fit:
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
         c = self.config
         new: dict[str, Any] = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
-               "time": c.drift == "time", "random_readout": False}
+                               "time": c.drift == "time", "random_readout": False}
+        if c.drift == "autonomous" and c.solve:
+            # Features that are not trained: close to polynomials, half of them without coupling between coordinates.
+            new.update(bend=0.5, own_share=0.5)
         level = self._typical_width()
         if c.diffusion == "constant":
             return HollowNet(**new), ConstantDiffusion(level)
@@ -171,42 +179,30 @@ class _Fit:
         self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
                     lambda model: -self._likelihood(model.density))
 
-    def start_nets(self) -> None:
-        """Finds a first drift with a constant noise level, in the weak form.
+    def solve_nets(self, rounds: int) -> None:
+        """Solves for drift and diffusion in the moment equations of the snapshots."""
+        snapshots = [self.kept.group(j) for j in range(len(self.t))]
+        equations = MomentEquations(self.model, self.t, snapshots, self.generator)
+        explained = solve_moments(equations, rounds)
+        self.summary["moment_misfit"] = explained.misfit
+        self.summary["path_error"] = float(explained.variances[0].sqrt())
 
-        Beside a drift that is free in time, no noise level explains the data better than another: it stays where it is.
-        """
-        if not self.config.solve or self.config.drift == "time":
-            return
-        diffusion = self.model.diffusion
-        if isinstance(diffusion, StateDiffusion):
-            constant = ConstantDiffusion(diffusion.level)
-            model = FokkerPlanckLoss(self.density, self.model.drift, constant)
-            solve_weakly(ReadoutSolver(model, self.config.ridge, memory=0.5), 256, 12, self.generator)
-            diffusion.level.copy_(constant.log_level.detach().exp())
-        else:
-            solve_weakly(ReadoutSolver(self.model, self.config.ridge, memory=0.5), 256, 12, self.generator)
+    def refine_path(self, share: float) -> None:
+        """Trains the density for a share of the steps left, with drift and diffusion as they are."""
+        self._train_jointly(round(share * (self.config.steps - self.done)), [])
 
     def train_jointly(self) -> None:
-        """Trains density and nets together under a growing weight of the residual."""
-        steps = self.config.steps - self.done
-        first, last = self.config.residual_weights
+        """Trains density and nets together by gradient descent alone."""
         inner, readouts = self._net_parameters()
-        rate = self.config.learning_rate
-        groups: list[dict[str, Any]] = [{"params": list(self.density.parameters())}, {"params": inner, "lr": 0.1 * rate}]
-        if not self.config.solve:
-            groups.append({"params": readouts, "lr": rate})
-        solver = ReadoutSolver(self.model, self.config.ridge)
+        self._train_jointly(self.config.steps - self.done, [
+            {"params": inner, "lr": 0.1 * self.config.learning_rate}, {"params": readouts}])
 
-        def weights(step: int) -> LossWeights:
-            return LossWeights(residual=first * (last / first) ** (step / max(steps, 1)))
+    def _train_jointly(self, steps: int, nets: list[dict[str, Any]]) -> None:
+        first, last = self.config.residual_weights
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights(step)
-
-        def before(step: int, batch: tuple[Any, ...]) -> None:
-            if self.config.solve and step % solver.interval == 0:
-                solver.step(batch[2], batch[3], LossWeights())
+            weights = LossWeights(residual=first * (last / first) ** (step / max(steps, 1)))
+            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
 
         check = self._collocation(2 * self.config.collocation[0])
 
@@ -214,7 +210,7 @@ class _Fit:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
             return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
 
-        self._train(steps, groups, draw, score, before)
+        self._train(steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
     def train_nets(self) -> None:
         """Trains the nets to follow a fixed path: by its velocity, its residual and least kinetic energy of the drift."""
@@ -246,8 +242,7 @@ class _Fit:
         """Solves for the readouts under the final density, on many points."""
         if not self.config.solve:
             return
-        weights = LossWeights() if self.config.drift != "time" else LossWeights(
-            self.config.residual_weights[0], 1.0, self.config.drift_energy)
+        weights = LossWeights(self.config.residual_weights[0], 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
         for _ in range(max(20, 4 * len(solver.systems))):
             solver.step(*self._collocation(64, 32), weights)

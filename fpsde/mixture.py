@@ -77,14 +77,19 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
 
     breaks = np.interp(np.arange((len(times) - 1) * knots_per_interval + 1) / knots_per_interval,
                        np.arange(len(times)), times)
+    if not constant_weights and knots_per_interval == 1 and len(breaks) > 3:
+        # As many splines as snapshots: with a break at every time, the data would leave the ends of the path open.
+        breaks = np.delete(breaks, [1, -2])
     basis = CubicSplineBasis(breaks)
     log_weights = np.tile(np.log(counts / counts.sum()), (basis.size, 1))
     floor = _at_nodes(pooled, times, basis) * (0.25 * k ** (-1 / dim)) ** 2
     spread = torch.as_tensor(_at_nodes(covariances, times, basis))
+    # Between a narrow cloud's own spread and that of all data: fine enough to fit it, coarse enough to move it.
+    units = torch.as_tensor(_at_nodes(pooled.diagonal(axis1=1, axis2=2), times, basis)) ** 0.25
     covariance: AbstractCovariance = (
-        FullCovariance.of(spread, torch.as_tensor(floor)) if dim <= FULL_RANK_UP_TO
-        else LowRankCovariance.of(spread, torch.as_tensor(floor)))
-    return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis)),
+        FullCovariance.of(spread, torch.as_tensor(floor), units) if dim <= FULL_RANK_UP_TO
+        else LowRankCovariance.of(spread, torch.as_tensor(floor), units))
+    return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis) if constant_weights else _through(means, times, basis)),
                                covariance, constant_weights)
 
 
@@ -102,3 +107,9 @@ def _at_nodes(values: Array, times: Array, basis: CubicSplineBasis) -> Array:
     left = np.minimum(position.astype(int), len(times) - 2)
     share = (position - left).reshape(-1, *[1] * (values.ndim - 1))
     return (1 - share) * values[left] + share * values[left + 1]
+
+
+def _through(values: Array, times: Array, basis: CubicSplineBasis) -> Array:
+    """Coefficients of the spline through values at the times; the shortest ones where there is more than one spline."""
+    matrix = basis(torch.as_tensor(times, dtype=torch.float64))[0].numpy()
+    return np.tensordot(np.linalg.pinv(matrix), values, 1)

@@ -50,10 +50,10 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Fit
     _fill(sde, tensors, "sde.")
 
     inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
-    factors, floor = inner["covariance.factors"], inner["covariance.floor"]
+    factors, floor, units = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
     covariance: AbstractCovariance = (
-        LowRankCovariance(factors, inner["covariance.log_rest"], floor) if "covariance.log_rest" in inner
-        else FullCovariance(factors, floor))
+        LowRankCovariance(factors, inner["covariance.log_rest"], floor, units) if "covariance.log_rest" in inner
+        else FullCovariance(factors, floor, units))
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")

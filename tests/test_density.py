@@ -21,10 +21,12 @@ def build(dim, components=3, kind="full", constant_weights=False, device="cpu", 
         return torch.randn(basis.size, components, *shape, generator=generator, dtype=torch.float64)
 
     floor = 0.1 * torch.eye(dim, dtype=torch.float64).expand(basis.size, dim, dim)
+    units = 0.5 + torch.rand(basis.size, dim, generator=generator, dtype=torch.float64)
     if kind == "full":
-        covariance = FullCovariance(0.5 * draw(dim, dim), floor)
+        covariance = FullCovariance(0.5 * draw(dim, dim), floor, units)
     else:
-        covariance = LowRankCovariance(0.5 * draw(dim, min(dim, 3)), 0.3 * draw(dim) - 1, floor.diagonal(dim1=-2, dim2=-1))
+        covariance = LowRankCovariance(0.5 * draw(dim, min(dim, 3)), 0.3 * draw(dim) - 1,
+                                       floor.diagonal(dim1=-2, dim2=-1), units)
     path = GaussianMixturePath(basis, draw(), 1.5 * draw(dim), covariance, constant_weights)
     return path.to(device, dtype)
 

@@ -10,18 +10,17 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
-    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train"],
+    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence"],
     1: ["conditioner", "covariance"],
     2: ["hollow", "density"],
     3: ["diffusion", "mixture"],
     4: ["sde", "fokker_planck"],
-    5: ["projection", "model_file"],
-    6: ["weak"],
-    7: ["identification"],
-    8: ["estimator"],
-    9: ["evaluation", "plotting"],
-    10: ["cli", "__init__"],
-    11: ["__main__"],
+    5: ["projection", "moments", "model_file"],
+    6: ["identification"],
+    7: ["estimator"],
+    8: ["evaluation", "plotting"],
+    9: ["cli", "__init__"],
+    10: ["__main__"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 # The figures take an estimator but need it only as a type.
