@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class AbstractCovariance(nn.Module):
     @abstractmethod
     def root(self, basis: Tensor) -> Tensor:
         """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
+
+    @abstractmethod
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Returns the covariances of these components and of others above the same floor."""
 
 
 class FullCovariance(AbstractCovariance):
@@ -95,6 +100,9 @@ class FullCovariance(AbstractCovariance):
 
     def root(self, basis: Tensor) -> Tensor:
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        return type(self)(torch.cat([self.factors, *(c.factors for c in others)], 1).detach(), self.floor)
 
     def _matrices(self) -> Tensor:
         lower = self.factors.tril()
@@ -156,6 +164,10 @@ class LowRankCovariance(AbstractCovariance):
     def root(self, basis: Tensor) -> Tensor:
         rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
         return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.factors)], -1)
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        return type(self)(torch.cat([self.factors, *(c.factors for c in others)], 1).detach(),
+                          torch.cat([self.log_rest, *(c.log_rest for c in others)], 1).detach(), self.floor)
 
 
 def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fpsde.covariance import AbstractCovariance, log_normaliser
+from fpsde.covariance import AbstractCovariance, CovarianceTerms, log_normaliser
 from fpsde.spline import CubicSplineBasis
 
 __all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
@@ -64,6 +64,13 @@ class AbstractDensity(nn.Module):
     def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draws n points at each of the times t of shape (M,): shape (M, n, d), without gradient."""
 
+    @abstractmethod
+    def kinetic_energy(self, t: Tensor) -> Tensor:
+        """Returns the mean square of the velocities of the density's parts, shape (M,), for times t of shape (M,).
+
+        Where parts overlap and cross, it is more than the E |v|^2 of their common velocity v: moving together is cheaper.
+        """
+
     def grad_log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the gradient of log p in x, shape (M, N, d)."""
         return self.terms(t, x).score
@@ -89,7 +96,9 @@ class GaussianMixturePath(AbstractDensity):
         self.means = nn.Parameter(means.clone())
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.terms(t, x).log_prob
+        basis, rate = self.basis(t)
+        offsets = x[:, None] - _spline(basis, self.means)[:, :, None]
+        return self._log_parts(self._weights(basis, rate)[0], self.covariance(basis, rate, offsets), offsets).logsumexp(1)
 
     def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
         basis, rate = self.basis(t)
@@ -98,7 +107,7 @@ class GaussianMixturePath(AbstractDensity):
         offsets = x[:, None] - means[:, :, None]
         c = self.covariance(basis, rate, offsets)
         u = c.whitened
-        log_parts = (log_weights - 0.5 * c.log_det - log_normaliser(self.dim))[..., None] - 0.5 * (u * offsets).sum(-1)
+        log_parts = self._log_parts(log_weights, c, offsets)
         log_prob = log_parts.logsumexp(1)
         share = (log_parts - log_prob[:, None]).exp()[..., None]
         score = -(share * u).sum(1)
@@ -118,6 +127,18 @@ class GaussianMixturePath(AbstractDensity):
         noise = torch.randn(len(t), n, roots.shape[-1], generator=generator, dtype=basis.dtype, device=basis.device)
         rows = torch.arange(len(t), device=basis.device)[:, None]
         return _spline(basis, self.means)[rows, chosen] + (roots[rows, chosen] @ noise[..., None]).squeeze(-1)
+
+    def kinetic_energy(self, t: Tensor) -> Tensor:
+        basis, rate = self.basis(t)
+        weights = self._weights(basis, rate)[0].exp()
+        # Over a component, E |drag|^2 is the sum over the columns of its root, without sampling.
+        drag = self.covariance(basis, rate, self.covariance.root(basis).mT).drag
+        return (weights * (_spline(rate, self.means).square().sum(-1) + 0.25 * drag.square().sum((-2, -1)))).sum(-1)
+
+    def _log_parts(self, log_weights: Tensor, c: CovarianceTerms, offsets: Tensor) -> Tensor:
+        """Log of every component's share in the density, shape (M, K, N)."""
+        height = log_weights - 0.5 * c.log_det - log_normaliser(self.dim)
+        return height[..., None] - 0.5 * (c.whitened * offsets).sum(-1)
 
     def _weights(self, basis: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         if self.constant_weights:

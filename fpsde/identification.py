@@ -13,6 +13,7 @@ fitted first, by likelihood and least kinetic energy, and the nets learn its vel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpsde.density import AbstractDensity
+from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
 from fpsde.hollow import HollowNet
-from fpsde.mixture import initial_path
+from fpsde.mixture import averaged, initial_path
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
@@ -35,6 +36,8 @@ from fpsde.weak import solve_weakly
 __all__ = ["Identification", "IdentificationConfig", "identify"]
 
 MAX_TIMES_PER_STEP = 16
+PATH_TIMES = 8
+PATH_COMPONENTS = 16
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class IdentificationConfig:
     steps: int = 2000
     warmup: float = 0.2
     residual_weights: tuple[float, float] = (0.03, 0.3)
-    path_energy: float = 1e-3
+    path_energy: float = 1e-2
     drift_energy: float = 1e-2
     ridge: Ridge = Ridge()
     points: int = 2048
@@ -103,7 +106,7 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     """
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":
-        fit.train_path(1 - config.warmup)
+        fit.train_paths(1 - config.warmup)
         fit.start_nets()
         fit.train_nets()
     else:
@@ -130,9 +133,8 @@ class _Fit:
         self.kept = _Batches(self._scaled(kept), self.generator, device)
         self.held = _Batches(self._scaled(held), self.generator, device) if held is not None else self.kept
         self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
-        path = initial_path(self._scaled(kept), (times - self.start) / self.span, config.n_components, self.rng,
-                            constant_weights=config.drift == "time", knots_per_interval=config.knots)
-        self.density = path.float().to(device)
+        self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
+        self.density = self._initial_path()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drift, diffusion = self._nets(data.dim)
@@ -143,6 +145,13 @@ class _Fit:
 
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
         return [(x - self.centre) / self.scale for x in data.groups()]
+
+    def _initial_path(self) -> GaussianMixturePath:
+        snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
+        times = (self.data.times - self.start) / self.span
+        path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
+                            constant_weights=self.config.drift == "time", knots_per_interval=self.config.knots)
+        return path.float().to(self.device)
 
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
         c = self.config
@@ -166,10 +175,24 @@ class _Fit:
         weights = LossWeights(0.0, 0.0, 0.0, self.config.path_energy if self.config.drift == "time" else 0.0)
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
+            return *self.kept.draw(self.t, self.config.points), *self._collocation(PATH_TIMES, 1), weights
 
         self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
                     lambda model: -self._likelihood(model.density))
+
+    def train_paths(self, share: float) -> None:
+        """Trains several small paths one after the other and takes the mean of their densities.
+
+        Each starts on a matching of points of its own, so that where between the snapshots their paths differ by chance
+        the mean does not commit to one; and it fits new points better than one path of as many components.
+        """
+        paths = []
+        for k in range(self.n_paths):
+            if k:
+                self.density = self.model.density = self._initial_path()
+            self.train_path(share / self.n_paths)
+            paths.append(self.density)
+        self.density = self.model.density = averaged(paths)
 
     def start_nets(self) -> None:
         """Finds a first drift with a constant noise level, in the weak form.
