@@ -7,7 +7,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from fpsde.checkpoint import ModelFileError, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
-from fpsde.evaluation import DISTANCES, evaluate_steps, format_scores
+from fpsde.evaluation import DISTANCES, LeftOutScore, evaluate_steps, format_left_out, format_scores, leave_one_out
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots, read_snapshots
 from fpsde.train import TrainingError
@@ -56,27 +56,34 @@ def _number_or_word(_: click.Context, __: click.Parameter, value: str) -> str | 
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options that say how to fit."""
+    for option in reversed((
+            click.option("--components", "n_components", default=32, show_default=True,
+                         help="Components of the mixture path."),
+            click.option("--drift", type=click.Choice(["time", "autonomous"]), default="time", show_default=True,
+                         help="f(t, x) or f(x)."),
+            click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
+                         help="state, constant, or the known value."),
+            click.option("--steps", "max_steps", default=2000, show_default=True, help="Training steps."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."))):
+        command = option(command)
+    return command
+
+
 @main.command(help="Fit an SDE to snapshots. " + DATA_HELP)
 @click.argument("data")
 @click.option("--time", help="Column or array with the times; found by its usual names if left out.")
 @click.option("--features", help="Columns to use, with commas; all but the time if left out.")
 @click.option("-o", "--output", default="model.fpsde", show_default=True, help="The model file to write.")
-@click.option("--components", default=32, show_default=True, help="Components of the mixture path.")
-@click.option("--drift", type=click.Choice(["time", "autonomous"]), default="time", show_default=True,
-              help="f(t, x) or f(x).")
-@click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
-              help="state, constant, or the known value.")
-@click.option("--steps", default=2000, show_default=True, help="Training steps.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def fit(data: str, time: str | None, features: str | None, output: str, components: int, drift: str, diffusion: Any,
-        steps: int, device: str, seed: int, quiet: bool) -> None:
+def fit(data: str, time: str | None, features: str | None, output: str, seed: int, quiet: bool, **settings: Any) -> None:
     with _plain_errors():
         snapshots = _read(data, time, features)
         _check_writable(output)
-        model = FokkerPlanckSDE(components, drift=drift, diffusion=diffusion, max_steps=steps, device=device,
-                                random_state=seed, verbose=0 if quiet else 1)
+        model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t)
         model.names_ = snapshots.names
         model.save(output)
@@ -111,18 +118,29 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         click.echo(f"Wrote {result.shape[1]} paths at {len(wanted)} times to {output}")
 
 
-@main.command(help="Compare a model with snapshots, step by step. " + DATA_HELP)
+@main.command(help="Compare a model with snapshots, step by step; or, with --leave-one-out and without a model, refit "
+              "without every inner time in turn, with the options of fit, and predict it. " + DATA_HELP)
 @click.argument("model")
-@click.argument("data")
+@click.argument("data", required=False)
+@click.option("--leave-one-out", "left_out", is_flag=True, help="Refit without every inner time in turn.")
 @click.option("--time", help="Column or array with the times.")
-@click.option("--points", default=1000, show_default=True, type=click.IntRange(4), help="Most points in a comparison.")
-@click.option("--seed", default=0, show_default=True, help="Seed of points and noise.")
+@click.option("--features", help="Columns to use with --leave-one-out, with commas; all but the time if left out.")
+@click.option("--points", type=click.IntRange(4), help="Most points in a comparison; 1000 if left out, and all of them "
+              "with --leave-one-out, which needs the extra 'transport'.")
+@_fit_options
+@click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(model: str, data: str, time: str | None, points: int, seed: int, as_json: bool) -> None:
+def evaluate(model: str, data: str | None, left_out: bool, time: str | None, features: str | None, points: int | None,
+             seed: int, as_json: bool, **settings: Any) -> None:
     with _plain_errors():
+        if left_out != (data is None):
+            raise click.UsageError("give MODEL and DATA, or DATA with --leave-one-out and no model")
+        if data is None:
+            _evaluate_left_out(_read(model, time, features), points, seed, as_json, settings)
+            return
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time)
-        scores = evaluate_steps(fitted, snapshots, points, seed)
+        scores = evaluate_steps(fitted, snapshots, points or 1000, seed)
         likelihood = fitted.score(snapshots.x, snapshots.t)
         if as_json:
             click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
@@ -131,6 +149,18 @@ def evaluate(model: str, data: str, time: str | None, points: int, seed: int, as
             click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
             click.echo()
         click.echo(f"Mean log-likelihood per point {likelihood:.4f}")
+
+
+def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
+                       settings: dict[str, Any]) -> None:
+    def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
+        return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t)
+
+    def report(score: LeftOutScore) -> None:
+        click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
+
+    scores = leave_one_out(refit, snapshots, points, (seed,), report)
+    click.echo(json.dumps([score._asdict() for score in scores]) if as_json else format_left_out(scores))
 
 
 @main.command(help="Draw density, drift, noise, trajectories, learning curves and marginals. " + DATA_HELP)

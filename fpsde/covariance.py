@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class CovarianceTerms(NamedTuple):
 class AbstractCovariance(nn.Module):
     """A covariance for each of K components as a function of time."""
 
+    factors: Tensor
+    """Coefficients of the factors in those units, shape (B, K, d, r)."""
     units: Tensor
     """Spread of the snapshots as spline coefficients, in which lengths are learned, shape (B, d)."""
 
@@ -56,6 +59,14 @@ class AbstractCovariance(nn.Module):
     @abstractmethod
     def root(self, basis: Tensor) -> Tensor:
         """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
+
+    def lengths(self) -> Tensor:
+        """Returns the factors in the units of x, shape (B, K, d, r)."""
+        return self.factors * self.units[:, None, :, None]
+
+    @abstractmethod
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Returns the covariances of these components and of others above the same floor."""
 
 
 class FullCovariance(AbstractCovariance):
@@ -102,8 +113,11 @@ class FullCovariance(AbstractCovariance):
     def root(self, basis: Tensor) -> Tensor:
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
 
+    def joined(self, others: Sequence[Self]) -> Self:
+        return type(self)(torch.cat([c.lengths() for c in (self, *others)], 1).detach(), self.floor, self.units)
+
     def _matrices(self) -> Tensor:
-        lower = self.factors.tril() * self.units[:, None, :, None]
+        lower = self.lengths().tril()
         return lower @ lower.mT + self.floor[:, None]
 
 
@@ -145,7 +159,7 @@ class LowRankCovariance(AbstractCovariance):
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         rest = self.log_rest.exp() + self.floor[:, None]
         delta, delta_rate = _combine(basis, rest), _combine(rate, rest)
-        factors = self.factors * self.units[:, None, :, None]
+        factors = self.lengths()
         columns, columns_rate = _combine(basis, factors), _combine(rate, factors)
         scaled = columns / delta[..., None]
         # Woodbury: P = 1/delta - W W^T with W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
@@ -165,7 +179,11 @@ class LowRankCovariance(AbstractCovariance):
 
     def root(self, basis: Tensor) -> Tensor:
         rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
-        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.factors * self.units[:, None, :, None])], -1)
+        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.lengths())], -1)
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        return type(self)(torch.cat([c.lengths() for c in (self, *others)], 1).detach(),
+                          torch.cat([c.log_rest for c in (self, *others)], 1).detach(), self.floor, self.units)
 
 
 def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from fpsde.covariance import AbstractCovariance, log_normaliser
+from fpsde.covariance import AbstractCovariance, CovarianceTerms, log_normaliser
 from fpsde.spline import CubicSplineBasis
 
 __all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
@@ -72,6 +72,13 @@ class AbstractDensity(nn.Module):
         Means over them have a smaller error than over as many independent draws.
         """
 
+    @abstractmethod
+    def kinetic_energy(self, t: Tensor) -> Tensor:
+        """Returns the mean square of the velocities of the density's parts, shape (M,), for times t of shape (M,).
+
+        Where parts overlap and cross, it is more than the E |v|^2 of their common velocity v: moving together is cheaper.
+        """
+
     def grad_log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the gradient of log p in x, shape (M, N, d)."""
         return self.terms(t, x).score
@@ -97,7 +104,9 @@ class GaussianMixturePath(AbstractDensity):
         self.means = nn.Parameter(means / covariance.units[:, None])
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.terms(t, x).log_prob
+        basis, rate = self.basis(t)
+        offsets = x[:, None] - self._means(basis)[:, :, None]
+        return self._log_parts(self._weights(basis, rate)[0], self.covariance(basis, rate, offsets), offsets).logsumexp(1)
 
     def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
         basis, rate = self.basis(t)
@@ -106,7 +115,7 @@ class GaussianMixturePath(AbstractDensity):
         offsets = x[:, None] - means[:, :, None]
         c = self.covariance(basis, rate, offsets)
         u = c.whitened
-        log_parts = (log_weights - 0.5 * c.log_det - log_normaliser(self.dim))[..., None] - 0.5 * (u * offsets).sum(-1)
+        log_parts = self._log_parts(log_weights, c, offsets)
         log_prob = log_parts.logsumexp(1)
         share = (log_parts - log_prob[:, None]).exp()[..., None]
         score = -(share * u).sum(1)
@@ -144,6 +153,18 @@ class GaussianMixturePath(AbstractDensity):
 
     def _means(self, basis: Tensor) -> Tensor:
         return torch.einsum("mb,bkd->mkd", basis, self.means * self.covariance.units[:, None])
+
+    def kinetic_energy(self, t: Tensor) -> Tensor:
+        basis, rate = self.basis(t)
+        weights = self._weights(basis, rate)[0].exp()
+        # Over a component, E |drag|^2 is the sum over the columns of its root, without sampling.
+        drag = self.covariance(basis, rate, self.covariance.root(basis).mT).drag
+        return (weights * (self._means(rate).square().sum(-1) + 0.25 * drag.square().sum((-2, -1)))).sum(-1)
+
+    def _log_parts(self, log_weights: Tensor, c: CovarianceTerms, offsets: Tensor) -> Tensor:
+        """Log of every component's share in the density, shape (M, K, N)."""
+        height = log_weights - 0.5 * c.log_det - log_normaliser(self.dim)
+        return height[..., None] - 0.5 * (c.whitened * offsets).sum(-1)
 
     def _weights(self, basis: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         if self.constant_weights:

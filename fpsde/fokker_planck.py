@@ -95,7 +95,7 @@ class LossWeights(NamedTuple):
     drift_energy: float = 0.0
     """Of E |f|^2, which chooses among drifts that the marginals cannot tell apart."""
     path_energy: float = 0.0
-    """Of E |v|^2, which chooses the path between snapshots."""
+    """Of the kinetic energy of the density's parts, which chooses the path between snapshots."""
 
 
 class LossTerms(NamedTuple):
@@ -140,10 +140,12 @@ class FokkerPlanckLoss(nn.Module):
         likelihood = self.density.log_prob(t, x).mean()
         if not any(weights):
             return LossTerms(-likelihood, likelihood, torch.zeros_like(likelihood))
-        terms = self.density.terms(t_inside, x_inside)
-        loss = -likelihood + weights.path_energy * terms.velocity.square().sum(-1).mean()
+        loss = -likelihood
+        if weights.path_energy:
+            loss = loss + weights.path_energy * self.density.kinetic_energy(t_inside).mean()
         if not (weights.residual or weights.velocity or weights.drift_energy):
             return LossTerms(loss, likelihood, torch.zeros_like(likelihood))
+        terms = self.density.terms(t_inside, x_inside)
         if not self.guides_density:
             terms = DensityTerms(*(term.detach() for term in terms))
         f, f_slope = self.drift.derivatives(t_inside[:, None], x_inside, order=1)

@@ -1,8 +1,8 @@
 r"""Distances between samples, with the floor and the naive baselines that a distance has to be read against.
 
-All distances are between samples of equal size: a distance shrinks with the number of points, so that unequal sizes
-compare nothing. The floor is the distance of two random halves of the same snapshot; carry-forward predicts that nothing
-moves; the optimal-transport midpoint interpolates the snapshots before and after along straight lines.
+A distance between samples shrinks with their sizes, so that only predictions of about as many points compare. The floor
+is the distance of two random halves of the same snapshot; carry-forward predicts that nothing moves; the optimal-transport
+midpoint interpolates the snapshots before and after along straight lines.
 
 References:
     Computational Optimal Transport (Peyré & Cuturi, 2019), https://arxiv.org/abs/1803.00567
@@ -12,14 +12,18 @@ References:
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
-__all__ = ["energy_distance", "halves", "mmd", "optimal_pairs", "transport_midpoint", "wasserstein"]
+__all__ = ["energy_distance", "halves", "mmd", "optimal_pairs", "transport_midpoint", "transport_plan", "wasserstein"]
 
 Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 10_000_000
 
 
 def optimal_pairs(x: Array, y: Array, order: int = 2) -> NDArray[np.int_]:
@@ -37,30 +41,49 @@ def optimal_pairs(x: Array, y: Array, order: int = 2) -> NDArray[np.int_]:
     return linear_sum_assignment(cdist(x, y) ** order)[1]
 
 
-def wasserstein(x: Array, y: Array, order: int = 1) -> float:
-    r"""Exact Wasserstein distance :math:`W_p` with Euclidean ground distance, in units of x.
+def transport_plan(x: Array, y: Array, order: int = 2) -> tuple[NDArray[np.int_], NDArray[np.int_], Array]:
+    """Transports the points of x, of equal mass each, to those of y at least cost.
 
     Equal counts are solved as an assignment; unequal ones need the extra `transport`.
 
     Arguments:
         x: points, shape (n, d).
         y: points, shape (m, d).
+        order: the power of the Euclidean distance that is the cost.
+
+    Returns:
+        Rows of x, rows of y and the mass that goes from one to the other, each of shape (k,) with k < n + m.
+    """
+    _check(x, y)
+    if len(x) == len(y):
+        return np.arange(len(x)), optimal_pairs(x, y, order), np.full(len(x), 1 / len(x))
+    plan = _exact_transport().emd([], [], cdist(x, y) ** order, numItermax=MAX_ITERATIONS)
+    rows, columns = np.nonzero(plan)
+    return rows, columns, plan[rows, columns]
+
+
+def wasserstein(x: Array, y: Array, order: int = 1, mass: Array | None = None) -> float:
+    r"""Exact Wasserstein distance :math:`W_p` with Euclidean ground distance, in units of x.
+
+    Equal counts of equal mass are solved as an assignment; everything else needs the extra `transport`.
+
+    Arguments:
+        x: points, shape (n, d).
+        y: points, shape (m, d).
         order: p, 1 or 2 as a rule.
+        mass: mass of each point of x, shape (n,); equal if left out.
 
     Raises:
         ValueError: if the samples are empty or differ in dimension.
-        ImportError: if the counts are unequal and POT is not installed.
+        ImportError: if POT is needed and not installed.
     """
     _check(x, y)
     cost = cdist(x, y) ** order
-    if len(x) == len(y):
+    if len(x) == len(y) and mass is None:
         rows, columns = linear_sum_assignment(cost)
         return float(cost[rows, columns].mean() ** (1 / order))
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError("samples of unequal size need POT: pip install 'fpsde[transport]'") from error
-    return float(ot.emd2([], [], cost, numItermax=10_000_000) ** (1 / order))
+    weights = [] if mass is None else mass / mass.sum()
+    return float(_exact_transport().emd2(weights, [], cost, numItermax=MAX_ITERATIONS) ** (1 / order))
 
 
 def energy_distance(x: Array, y: Array) -> float:
@@ -85,9 +108,19 @@ def mmd(x: Array, y: Array, bandwidth: float | None = None) -> float:
     return float(next(kernels) + next(kernels) - 2 * next(kernels))
 
 
-def transport_midpoint(x: Array, y: Array, fraction: float = 0.5) -> Array:
-    """Moves each point of x the given fraction of the way to its partner in y, under quadratic cost, shape (n, d)."""
-    return x + fraction * (y[optimal_pairs(x, y)] - x)
+def transport_midpoint(x: Array, y: Array, fraction: float = 0.5) -> tuple[Array, Array]:
+    """Moves the points of x the given fraction of the way to their partners in y, under quadratic cost.
+
+    Arguments:
+        x: points, shape (n, d).
+        y: points, shape (m, d); unequal counts need the extra `transport`.
+        fraction: of the way.
+
+    Returns:
+        Points, shape (k, d), and their mass, shape (k,); with equal counts one for each row of x.
+    """
+    rows, columns, mass = transport_plan(x, y)
+    return x[rows] + fraction * (y[columns] - x[rows]), mass
 
 
 def halves(x: Array, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -96,6 +129,14 @@ def halves(x: Array, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         raise ValueError(f"two disjoint samples of {n} need {2 * n} points, got {len(x)}")
     order = rng.permutation(len(x))
     return x[order[:n]], x[order[n:2 * n]]
+
+
+def _exact_transport() -> ModuleType:
+    try:
+        import ot
+    except ImportError as error:
+        raise ImportError("samples of unequal size need POT: pip install 'fpsde[transport]'") from error
+    return ot
 
 
 def _check(x: Array, y: Array, equal: bool = False) -> None:

@@ -9,6 +9,8 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovarian
 from fpsde.density import GaussianMixturePath
 from fpsde.spline import CubicSplineBasis
 
-__all__ = ["initial_path", "matched_chains"]
+__all__ = ["averaged", "initial_path", "matched_chains"]
 
 Array = NDArray[np.float64]
 
@@ -91,6 +93,15 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
         else LowRankCovariance.of(spread, torch.as_tensor(floor), units))
     return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis) if constant_weights else _through(means, times, basis)),
                                covariance, constant_weights)
+
+
+def averaged(paths: Sequence[GaussianMixturePath]) -> GaussianMixturePath:
+    """The mean of the densities of several paths with constant weights and the same floor, which is again such a path."""
+    first, *others = paths
+    logits = torch.cat([path.logits.log_softmax(-1) for path in paths], 1).detach()
+    means = torch.cat([path.means * path.covariance.units[:, None] for path in paths], 1).detach()
+    return GaussianMixturePath(first.basis, logits, means, first.covariance.joined([path.covariance for path in others]),
+                               constant_weights=True)
 
 
 def _covariances(members: Array, pooled: Array, k: int) -> Array:

@@ -100,14 +100,14 @@ class TestFunctions:
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
         n_waves = min(WAVES * dim, MAX_WAVES)
-        new = {"generator": generator, "dtype": torch.float64, "device": generator.device}
-        self.waves = torch.randn(n_waves, dim, **new)
-        self.phase = 2 * math.pi * torch.rand(n_waves, **new)
-        pairs = torch.triu_indices(dim, dim, device=generator.device)
+        device, dtype = generator.device, torch.float64
+        self.waves = torch.randn(n_waves, dim, generator=generator, dtype=dtype, device=device)
+        self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
+        pairs = torch.triu_indices(dim, dim, device=device)
         if pairs.shape[1] > MAX_PRODUCTS:
             # Those of a coordinate with itself say most about its noise and are never left out.
             same, other = pairs[:, pairs[0] == pairs[1]], pairs[:, pairs[0] != pairs[1]]
-            order = torch.randperm(other.shape[1], generator=generator, device=generator.device)
+            order = torch.randperm(other.shape[1], generator=generator, device=device)
             pairs = torch.cat([same, other[:, order[:max(MAX_PRODUCTS - dim, 0)]]], 1)
         self.pairs = pairs
         self.count = dim + pairs.shape[1] + n_waves

@@ -134,3 +134,22 @@ def test_data_of_another_dimension_is_refused(folder, tmp_path):
 def test_module_runs_as_a_program():
     result = subprocess.run([sys.executable, "-m", "fpsde", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("fpsde, version")
+
+
+def test_evaluate_leave_one_out(folder):
+    arguments = ("evaluate", folder / "data.csv", "--leave-one-out", "--steps", 10, "--components", 2, "--points", 30,
+                 "--device", "cpu")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    for word in ("Without 0.5: fitted in", "roll-out", "carry-forward", "midpoint", "floor", "mean"):
+        assert word in result.output
+    score, = json.loads(run(*arguments, "--json").stdout)
+    assert (score["time"], score["points"]) == (0.5, 30)
+    assert all(np.isfinite(value) for value in score["distances"].values())
+
+
+def test_leave_one_out_takes_no_model(folder):
+    for arguments in ((folder / "m.fpsde",), (folder / "m.fpsde", folder / "data.csv", "--leave-one-out")):
+        result = run("evaluate", *arguments)
+        assert result.exit_code == 2
+        assert "DATA with --leave-one-out and no model" in result.output

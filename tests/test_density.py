@@ -7,7 +7,7 @@ from scipy import stats
 
 from fpsde.covariance import FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
-from fpsde.mixture import initial_path, matched_chains
+from fpsde.mixture import averaged, initial_path, matched_chains
 from fpsde.spline import CubicSplineBasis
 
 KINDS = ["full", "low rank"]
@@ -181,3 +181,31 @@ def test_components_cannot_shrink_onto_points(rng):
     assert torch.linalg.eigvalsh(roots @ roots.mT).min() >= 0.999 * floor
     peak = path.log_prob(torch.zeros(1, dtype=torch.float64), data[:1, :1])
     assert float(peak.detach()) <= -math.log(2 * math.pi) - 0.5 * 2 * math.log(float(floor))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinetic_energy_is_that_of_the_components(kind):
+    """By sampling: every component's own points at its own velocity."""
+    path, t = build(2, 3, kind, constant_weights=True), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    basis, rate = path.basis(t)
+    roots, n = path.covariance.root(basis), 200_000
+    noise = torch.randn(2, 3, n, roots.shape[-1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    drag = path.covariance(basis, rate, noise @ roots.mT).drag
+    velocity = torch.einsum("mb,bkd->mkd", rate, path.means)[:, :, None] + 0.5 * drag
+    expected = (path.logits.softmax(-1) * velocity.square().sum(-1).mean(-1)).sum(-1)
+    assert torch.allclose(path.kinetic_energy(t), expected, rtol=0.02)
+
+
+def test_kinetic_energy_is_no_less_than_that_of_the_common_velocity():
+    path, t = build(3, 4, constant_weights=True), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    x = path.sample(t, 20_000, torch.Generator().manual_seed(0))
+    common = path.terms(t, x).velocity.square().sum(-1).mean(-1)
+    assert (path.kinetic_energy(t) >= common).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_average_of_paths_has_the_mean_density(kind, close):
+    first, second = (build(2, k, kind, constant_weights=True) for k in (2, 3))
+    t, x = torch.tensor([0.1, 0.7], dtype=torch.float64), torch.randn(2, 20, 2, dtype=torch.float64)
+    expected = torch.stack([first.log_prob(t, x), second.log_prob(t, x)]).logsumexp(0) - math.log(2)
+    close(averaged([first, second]).log_prob(t, x), expected, 1e-10)

@@ -1,0 +1,77 @@
+import sys
+
+import numpy as np
+import pytest
+
+from fpsde.evaluation import LEFT_OUT_PREDICTIONS, format_left_out, leave_one_out
+from fpsde.snapshots import Snapshots
+
+SPEED = np.array([2.0, -10.0])
+
+
+class Translation:
+    """A cloud that moves at constant speed, known exactly."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def simulate(self, X0, times, *, random_state):
+        return np.stack([X0 + SPEED * (time - times[0]) for time in times])
+
+    def sample(self, n, t, random_state):
+        x = self.data.at(self.data.times[0])
+        return x[:n] + SPEED * (t - self.data.times[0])
+
+
+def cloud(counts, rng):
+    """Copies of one cloud, so that the true motion has distance zero where counts are equal."""
+    base = rng.normal(size=(max(counts), 2)) * [1.0, 10.0]
+    x = np.concatenate([base[:n] + SPEED * j for j, n in enumerate(counts)])
+    return Snapshots.of(x, np.repeat(np.arange(len(counts), dtype=float), counts))
+
+
+def test_the_truth_has_distance_zero_and_never_sees_the_left_out_time(rng):
+    data, seen = cloud([20] * 4, rng), []
+
+    def fit(rest, seed):
+        seen.append((rest.times.tolist(), seed))
+        return Translation(rest)
+
+    reported = []
+    scores = leave_one_out(fit, data, seeds=(3, 4), report=reported.append)
+    assert scores == reported
+    assert seen == [([0, 2, 3], 3), ([0, 2, 3], 4), ([0, 1, 3], 3), ([0, 1, 3], 4)]
+    assert [(score.time, score.seed, score.points) for score in scores] == [(1, 3, 20), (1, 4, 20), (2, 3, 20), (2, 4, 20)]
+    shift = np.linalg.norm(SPEED / data.x.std(0))
+    for score in scores:
+        assert set(score.distances) == set(LEFT_OUT_PREDICTIONS)
+        for name in ("model", "roll-out", "density", "midpoint"):
+            assert score.distances[name] == pytest.approx(0, abs=1e-9)
+        assert score.distances["carry-forward"] == pytest.approx(shift)
+        assert score.distances["floor"] > 0
+    table = format_left_out(scores).splitlines()
+    assert len(table) == 2 + len(scores) + 1
+    assert table[-1].split()[0] == "mean"
+
+
+def test_a_limit_makes_counts_equal(rng):
+    score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([20, 25, 30], rng), max_points=12)
+    assert score.points == 12
+
+
+def test_unequal_counts_need_exact_transport_before_any_fit(rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError, match=r"fpsde\[transport\]"):
+        leave_one_out(lambda rest, seed: pytest.fail("fitted"), cloud([20, 25, 30], rng))
+
+
+def test_unequal_counts_with_exact_transport(rng):
+    pytest.importorskip("ot")
+    score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([30, 25, 20], rng))
+    assert score.points == 25
+    assert all(np.isfinite(value) for value in score.distances.values())
+
+
+def test_no_inner_time_is_refused(rng):
+    with pytest.raises(ValueError, match="three times or more, got 2"):
+        leave_one_out(lambda rest, seed: Translation(rest), cloud([20, 20], rng))
