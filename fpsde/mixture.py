@@ -85,13 +85,14 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
     basis = CubicSplineBasis(breaks)
     log_weights = np.tile(np.log(counts / counts.sum()), (basis.size, 1))
     floor = _at_nodes(pooled, times, basis) * (0.25 * k ** (-1 / dim)) ** 2
+    centres = _at_nodes(means, times, basis) if constant_weights else _through(means, times, basis)
     spread = torch.as_tensor(_at_nodes(covariances, times, basis))
     # Between a narrow cloud's own spread and that of all data: fine enough to fit it, coarse enough to move it.
     units = torch.as_tensor(_at_nodes(pooled.diagonal(axis1=1, axis2=2), times, basis)) ** 0.25
     covariance: AbstractCovariance = (
         FullCovariance.of(spread, torch.as_tensor(floor), units) if dim <= FULL_RANK_UP_TO
         else LowRankCovariance.of(spread, torch.as_tensor(floor), units))
-    return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(_at_nodes(means, times, basis) if constant_weights else _through(means, times, basis)),
+    return GaussianMixturePath(basis, torch.as_tensor(log_weights), torch.as_tensor(centres),
                                covariance, constant_weights)
 
 

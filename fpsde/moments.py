@@ -131,7 +131,8 @@ class TestFunctions:
         shape = y.shape[:-1]
         return Tested(
             torch.cat([y, y[..., i] * y[..., j], cosine], -1),
-            torch.cat([y_rate, y_rate[..., i] * y[..., j] + y[..., i] * y_rate[..., j], -sine * (y_rate @ self.waves.T)], -1),
+            torch.cat([y_rate, y_rate[..., i] * y[..., j] + y[..., i] * y_rate[..., j],
+                       -sine * (y_rate @ self.waves.T)], -1),
             torch.cat([w[:, None].expand(*shape, d, d), y[..., i, None] * rows_j + y[..., j, None] * rows_i,
                        -sine[..., None] * waves[:, None]], -2),
             torch.cat([torch.zeros(*shape, d, d).to(y), (2 * rows_i * rows_j).expand(*shape, -1, d),

@@ -35,7 +35,7 @@ def dense_log_prob(path, t, x):
     """log p at one time and point from torch's own Gaussians."""
     basis = path.basis(t[None])[0]
     log_weights = path._weights(basis, torch.zeros_like(basis))[0][0]
-    means = torch.einsum("b,bkd->kd", basis[0], path.means)
+    means = torch.einsum("b,bkd->kd", basis[0], path.means * path.covariance.units[:, None])
     root = path.covariance.root(basis)[0]
     parts = [torch.distributions.MultivariateNormal(m, r @ r.mT, validate_args=False).log_prob(x)
              for m, r in zip(means, root, strict=True)]
@@ -115,7 +115,7 @@ def test_samples_follow_the_density(kind):
     x = path.sample(t, 20_000, torch.Generator().manual_seed(1))[0].numpy()
     basis, rate = path.basis(t)
     weights = path._weights(basis, rate)[0][0].exp().detach().numpy()
-    means = torch.einsum("b,bkd->kd", basis[0], path.means).detach().numpy()
+    means = torch.einsum("b,bkd->kd", basis[0], path.means * path.covariance.units[:, None]).detach().numpy()
     root = path.covariance.root(basis)[0].detach().numpy()
     for direction in (*np.eye(3), np.array([1.0, -2.0, 0.5])):
         width = np.sqrt(np.einsum("kdr,d->kr", root, direction).__pow__(2).sum(-1))
@@ -191,7 +191,7 @@ def test_kinetic_energy_is_that_of_the_components(kind):
     roots, n = path.covariance.root(basis), 200_000
     noise = torch.randn(2, 3, n, roots.shape[-1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     drag = path.covariance(basis, rate, noise @ roots.mT).drag
-    velocity = torch.einsum("mb,bkd->mkd", rate, path.means)[:, :, None] + 0.5 * drag
+    velocity = torch.einsum("mb,bkd->mkd", rate, path.means * path.covariance.units[:, None])[:, :, None] + 0.5 * drag
     expected = (path.logits.softmax(-1) * velocity.square().sum(-1).mean(-1)).sum(-1)
     assert torch.allclose(path.kinetic_energy(t), expected, rtol=0.02)
 

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from problems import ROTATION, ROTATION_NOISE, rotating_snapshots
+from test_density import build as build_path
+from test_projection import exact_gaussian_path
+
+from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.hollow import HollowNet
+from fpsde.mixture import initial_path
+from fpsde.moments import NODES, MomentEquations, MovingFrame, TestFunctions, lobatto, solve_moments
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_functions_of_a_moving_frame_against_autograd(dim, close):
+    nodes, _ = lobatto(NODES)
+    cloud = torch.randn(NODES, 200, dim, dtype=torch.float64) * torch.linspace(1, 2, NODES)[:, None, None]
+    cloud = cloud + torch.as_tensor(nodes)[:, None, None] ** 2
+    span = 0.7
+    frame = MovingFrame(cloud, span)
+    tests = TestFunctions(dim, torch.Generator().manual_seed(0))
+    x = torch.randn(5, dim, dtype=torch.float64)
+
+    def interpolated(values, t):
+        """The polynomial in time through the values at the nodes."""
+        result = torch.zeros_like(values[0])
+        for i, value in enumerate(values):
+            others = [k for k in range(NODES) if k != i]
+            result = result + value * torch.stack([(t / span - nodes[k]) / (nodes[i] - nodes[k]) for k in others]).prod()
+        return result
+
+    def dense(t, x):
+        y = interpolated(frame.whiten, t) @ (x - interpolated(frame.centre, t))
+        i, j = tests.pairs
+        return torch.cat([y, y[i] * y[j], (tests.waves @ y + tests.phase).cos()])
+
+    for node in (0, 3):
+        result = tests(frame, [node], x[None])
+        t = torch.tensor(nodes[node] * span, dtype=torch.float64)
+        for n, point in enumerate(x):
+            close(result.values[0, n], dense(t, point), 1e-10)
+            close(result.rates[0, n], torch.func.jacrev(dense, 0)(t, point), 1e-8)
+            close(result.gradients[0, n], torch.func.jacrev(dense, 1)(t, point), 1e-9)
+            hessian = torch.func.hessian(dense, 1)(t, point)
+            close(result.seconds[0, n], hessian.diagonal(dim1=-2, dim2=-1), 1e-9)
+        close(tests.values(frame, [node], x[None]), result.values, 1e-12)
+
+
+def test_lobatto_integrates_polynomials_exactly():
+    nodes, weights = lobatto(NODES)
+    for power in range(2 * NODES - 2):
+        assert (weights * nodes**power).sum() == pytest.approx(1 / (power + 1), rel=1e-12)
+
+
+def exact_equations(noise, n=4000):
+    """The moving Gaussian of unit covariance with f = c - (x - c t) g^2 / 2, and snapshots drawn from it."""
+    path = exact_gaussian_path()
+    drift = HollowNet(2, hidden=(8,), time=False, random_readout=False, bend=0.5, own_share=0.5).double()
+    model = FokkerPlanckLoss(path, drift, KnownDiffusion(torch.full((2,), noise, dtype=torch.float64)))
+    times = torch.linspace(0, 1, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    snapshots = [path.sample(t[None], n, generator)[0] for t in times]
+    return MomentEquations(model, times, snapshots, generator)
+
+
+def test_equations_hold_for_an_exact_pair_to_within_their_own_noise():
+    """With f = c and g = 0 the moving Gaussian only moves: what is left is sampling error, of the size that is claimed."""
+    equations = exact_equations(0.0)
+    drift = equations.model.drift
+    values = drift.get_readout()
+    values[:, -1] = torch.tensor([1.0, -2.0])
+    drift.set_readout(values)
+    _, left = equations.linearise()
+    root = torch.linalg.cholesky(equations.noise)
+    whitened = torch.linalg.solve_triangular(root, left[:, None], upper=False)
+    # Below one, because directions in which the functions hardly differ are given more noise than they have.
+    assert 0.3 < whitened.square().mean() < 1.5
+    values[:, -1] = torch.tensor([3.0, -2.0])
+    drift.set_readout(values)
+    _, wrong = equations.linearise()
+    whitened = torch.linalg.solve_triangular(root, wrong[:, None], upper=False)
+    assert whitened.square().mean() > 5
+
+
+def test_linearisation_is_the_derivative():
+    path = build_path(2, components=2)
+    net = HollowNet(2, hidden=(6,), time=False).double()
+    diffusion = StateDiffusion(HollowNet(2, hidden=(6,), time=False).double(), torch.ones(2, dtype=torch.float64))
+    model = FokkerPlanckLoss(path, net, diffusion)
+    generator = torch.Generator().manual_seed(0)
+    times = torch.linspace(0, 1, 3, dtype=torch.float64)
+    equations = MomentEquations(model, times, [path.sample(t[None], 300, generator)[0] for t in times], generator)
+    with torch.no_grad():
+        matrix, before = equations.linearise()
+        values = torch.cat([net.get_readout(), diffusion.get_readout()], 1)
+        step = 1e-5 * torch.randn_like(values)
+        split = net.get_readout().shape[1]
+        net.set_readout(values[:, :split] + step[:, :split])
+        diffusion.set_readout(values[:, split:] + step[:, split:])
+        after = equations.linearise()[1]
+    expected = -torch.einsum("qdp,dp->q", matrix, step)
+    assert (after - before - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_a_linear_drift_and_even_noise_are_found():
+    """Ornstein-Uhlenbeck with a path fitted by a single Gaussian, whose moments it has exactly."""
+    times = np.linspace(0, 4, 9)
+    x, t = rotating_snapshots(1000, times)
+    groups = [x[t == s] for s in times]
+    path = initial_path(groups, times / 4, 1, np.random.default_rng(0))
+    drift = HollowNet(2, time=False, random_readout=False, bend=0.5, own_share=0.5).double()
+    diffusion = ConstantDiffusion(torch.ones(2, dtype=torch.float64))
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    snapshots = [torch.as_tensor(z) for z in groups]
+    equations = MomentEquations(model, torch.as_tensor(times / 4), snapshots, torch.Generator().manual_seed(0))
+    explained = solve_moments(equations, 6)
+    f = drift(torch.tensor(0.0), torch.as_tensor(x)).detach().numpy() / 4
+    true = x @ ROTATION.T
+    assert np.sqrt(((f - true) ** 2).sum() / (true**2).sum()) < 0.1
+    assert np.abs(diffusion.log_level.exp().detach().numpy() / 2 - ROTATION_NOISE).max() < 0.1
+    assert explained.variances[3] < 0.1 * explained.variances[:].max()
