@@ -5,7 +5,7 @@ fresh points of fresh runs at 41 times. Snapshots are unpaired: every one comes 
 stand two naive baselines that use the same data: a drift of zero (error 100 % by definition) and a linear drift with
 constant noise fitted to the moments of the snapshots.
 
-    python benchmarks/recovery.py [--seeds 3] [--steps 2000] [--lotka-volterra PATH/lv.npz] [-o FILE]
+    python benchmarks/recovery.py [--seeds 3] [--steps 1000] [--lotka-volterra PATH/lv.npz] [-o FILE]
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def linear_baseline(x: Array, t: Array) -> tuple[Field, Field]:
     return lambda y: y @ solution[:, :d].T + solution[:, d], lambda y: np.broadcast_to(noise, y.shape)
 
 
-def measure(system: System, seed: int, steps: int, components: int,
+def measure(system: System, seed: int, steps: int, components: int, diffusion: str,
             lotka_volterra: Path) -> dict[str, tuple[float, float]]:
     """Errors of drift and diffusion, free-form, and those of the baseline."""
     rng = np.random.default_rng(seed)
@@ -124,7 +124,7 @@ def measure(system: System, seed: int, steps: int, components: int,
         x, t = system.snapshots(rng)
     fresh = np.concatenate(system.run(1000, np.linspace(0, system.duration, 41), rng))
     f, g = system.drift(fresh), system.diffusion(fresh)
-    model = FokkerPlanckSDE(components, drift="autonomous", diffusion="state", max_steps=steps, random_state=seed)
+    model = FokkerPlanckSDE(components, drift="autonomous", diffusion=diffusion, max_steps=steps, random_state=seed)
     model.fit(x, t)
     baseline = linear_baseline(x, t)
     return {"fpsde": (relative_error(model.drift(fresh, 0.0), f), relative_error(model.diffusion(fresh, 0.0), g)),
@@ -135,8 +135,9 @@ def main() -> None:
     """Prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--components", type=int, default=8)
+    parser.add_argument("--diffusion", choices=["state", "constant"], default="state")
     parser.add_argument("--only", default="", help="part of a system's name")
     parser.add_argument("--lotka-volterra", type=Path, default=SHARED)
     parser.add_argument("-o", "--output", type=Path)
@@ -147,8 +148,9 @@ def main() -> None:
              f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python {platform.python_version()}, torch "
              f"{torch.__version__}, commit {commit.strip()}", "",
              f"`python benchmarks/recovery.py --seeds {arguments.seeds} --steps {arguments.steps} --components "
-             f"{arguments.components}`", "",
-             "Relative RMS error in %, median over seeds (least to largest); 11 unpaired snapshots, free-form f(x), g(x).",
+             f"{arguments.components} --diffusion {arguments.diffusion}`", "",
+             "Relative RMS error in %, median over seeds (least to largest); 11 unpaired snapshots, free-form f(x), "
+             f"{'free-form g(x)' if arguments.diffusion == 'state' else 'constant g'}.",
              "", "| system | drift | goal | diffusion | goal | linear moments: drift | diffusion | s per fit |",
              "|---|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
@@ -159,7 +161,8 @@ def main() -> None:
             print(f"{arguments.lotka_volterra} is not there: {system.name} left out; name it with --lotka-volterra")
             continue
         start = time.monotonic()
-        results = [measure(system, seed, arguments.steps, arguments.components, arguments.lotka_volterra)
+        results = [measure(system, seed, arguments.steps, arguments.components, arguments.diffusion,
+                           arguments.lotka_volterra)
                    for seed in range(arguments.seeds)]
         seconds = (time.monotonic() - start) / arguments.seeds
         cells = {(who, k): 100 * np.array([r[who][k] for r in results]) for who in results[0] for k in (0, 1)}
