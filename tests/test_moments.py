@@ -7,9 +7,10 @@ from test_projection import exact_gaussian_path
 
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
-from fpsde.moments import NODES, MomentEquations, MovingFrame, TestFunctions, lobatto, solve_moments
+from fpsde.moments import MomentEquations, solve_moments
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])
