@@ -55,7 +55,8 @@ class IdentificationConfig:
         activation: of both nets.
         steps: training steps in all.
         net_share: share of the steps that train the nets of a drift free in time.
-        residual_weights: weight of the residual when it enters and at the end.
+        residual_weights: weight of the residual when it enters and at the end; small as long as drift and noise are rough.
+        net_residual: weight of the residual for a drift free in time.
         path_energy: weight of the path's kinetic energy for a drift free in time; chosen by leaving one more time out of
             the training times of the embryoid bodies.
         drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
@@ -75,7 +76,8 @@ class IdentificationConfig:
     activation: str = "tanh"
     steps: int = 2000
     net_share: float = 0.2
-    residual_weights: tuple[float, float] = (0.03, 0.3)
+    residual_weights: tuple[float, float] = (0.003, 0.3)
+    net_residual: float = 0.03
     path_energy: float = 1e-2
     drift_energy: float = 1e-2
     ridge: Ridge = Ridge()
@@ -224,9 +226,12 @@ class _Fit:
 
     def _train_jointly(self, steps: int, nets: list[dict[str, Any]]) -> None:
         first, last = self.config.residual_weights
+        entered = round(PATH_SHARE * self.config.steps)
+        before = self.done - entered
 
         def draw(step: int) -> tuple[Any, ...]:
-            weights = LossWeights(residual=first * (last / first) ** (step / max(steps, 1)))
+            share = (before + step) / max(self.config.steps - entered, 1)
+            weights = LossWeights(residual=first * (last / first) ** share)
             return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
 
         check = self._collocation(2 * self.config.collocation[0])
@@ -242,7 +247,7 @@ class _Fit:
         steps = self.config.steps - self.done
         inner, readouts = self._net_parameters()
         groups = [{"params": inner + ([] if self.config.solve else readouts), "lr": 0.25 * self.config.learning_rate}]
-        weights = LossWeights(self.config.residual_weights[0], 1.0, self.config.drift_energy, 0.0)
+        weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy, 0.0)
         solver = ReadoutSolver(self.model, self.config.ridge)
 
         def draw(step: int) -> tuple[Any, ...]:
@@ -267,7 +272,7 @@ class _Fit:
         """Solves for the readouts under the final density, on many points."""
         if not self.config.solve:
             return
-        weights = LossWeights(self.config.residual_weights[0], 1.0, self.config.drift_energy)
+        weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
         for _ in range(max(20, 4 * len(solver.systems))):
             solver.step(*self._collocation(64, 32), weights)

@@ -26,6 +26,7 @@ from torch import Tensor
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
+from fpsde.hollow import FREE
 
 __all__ = ["MomentEquations", "solve_moments"]
 
@@ -35,8 +36,9 @@ LEAST_NOISE = 0.01
 LARGEST_CHANGE = 0.5
 
 # Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
-DRIFT_START, DIFFUSION_START, FREE = 100.0, 1e-4, 1e4
-DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.05
+DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
+# Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
+DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
 PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
 
 
@@ -156,12 +158,11 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         groups, components = [], [path_error]
         for first, label, start, most in ((0, labels[0], DRIFT_START, DRIFT_MOST),
                                           (split, labels[1], DIFFUSION_START, DIFFUSION_MOST)):
-            for group in label.unique():
+            for group in label.unique().tolist():
                 columns = first + (label == group).nonzero()[:, 0]
                 part = matrix[:, :, columns].flatten(1)
-                free = int(group) < 0
                 groups.append(columns)
-                components.append(Component(part @ part.T, FREE if free else start, FREE if free else most))
+                components.append(Component(part @ part.T, UNKNOWN if group == FREE else start, UNKNOWN if group == FREE else most))
         explained = explain(observed, equations.noise, components)
         new = centre.clone()
         for columns, variance in zip(groups, explained.variances[1:], strict=True):
