@@ -87,6 +87,12 @@ class TestFunctions:
         self.pairs = pairs
         self.count = dim + pairs.shape[1] + n_waves
 
+    @staticmethod
+    def how_many(dim: int) -> int:
+        """Returns the number of functions in d dimensions."""
+        products = dim * (dim + 1) // 2
+        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + min(WAVES * dim, MAX_WAVES)
+
     def values(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tensor:
         """Returns the functions' values, shape (M, N, Q), at points x of shape (M, N, d) at M nodes."""
         y = (x - frame.centre[node][:, None]) @ frame.whiten[node].mT

@@ -63,7 +63,7 @@ class IdentificationConfig:
         ridge: weights of the squared readouts.
         points: snapshot points in a step, over all times.
         collocation: times and points at each time where the residual is evaluated in a step.
-        solve: whether the readouts are solved for; otherwise they are descended like all else.
+        solve: whether the readouts are solved for; otherwise, and in several hundred dimensions, they are descended.
         held_out: share of each snapshot kept for monitoring.
         knots: spline pieces of the density path between two snapshots.
     """
@@ -116,7 +116,7 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         fit.polish()
     else:
         fit.train_path(PATH_SHARE)
-        if config.solve:
+        if config.solve and MomentEquations.fits(fit.model, len(data.times)):
             fit.solve_nets(rounds=8)
             fit.refine_path(0.5)
             fit.solve_nets(rounds=4)
@@ -207,12 +207,14 @@ class _Fit:
         self.density = self.model.density = averaged(paths)
 
     def solve_nets(self, rounds: int) -> None:
-        """Solves for drift and diffusion in the moment equations of the snapshots."""
+        """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
         equations = MomentEquations(self.model, self.t, snapshots, self.generator)
         explained = solve_moments(equations, rounds)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
+        for net in (self.model.drift, self.model.diffusion):
+            net.requires_grad_(False)
 
     def refine_path(self, share: float) -> None:
         """Trains the density for a share of the steps left, with drift and diffusion as they are."""
@@ -334,11 +336,11 @@ class _Fit:
 
     @torch.no_grad()
     def _curves(self, terms: LossTerms, learned: set[int]) -> dict[str, float]:
-        """The values that the present phase changes: likelihood of the path, residual and noise of the nets."""
+        """The values that the present phase changes: likelihood of the path, residual of path and nets, level of noise."""
         values = {}
         if any(id(p) in learned for p in self.density.parameters()):
             values["likelihood"] = float(terms.likelihood) - float(np.log(self.scale).sum())
-        if any(id(p) in learned for p in self.model.drift.parameters()):
+        if float(terms.residual):
             centre = torch.zeros(1, self.data.dim, device=self.device)
             values["residual"] = float(terms.residual)
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())

@@ -32,6 +32,7 @@ __all__ = ["MomentEquations", "solve_moments"]
 
 POINTS = 1024
 MOST_POINTS = 16384
+MAX_ELEMENTS = 2**26
 LEAST_NOISE = 0.01
 LARGEST_CHANGE = 0.5
 
@@ -64,22 +65,32 @@ class MomentEquations:
                  generator: torch.Generator) -> None:
         self.model = model
         dim = model.drift.dim
-        kept = [x[torch.randperm(len(x), generator=generator, device=x.device)[:MOST_POINTS]] for x in snapshots]
+        tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
+        room = MAX_ELEMENTS // (tests[0].count * dim)
+        points, most = max(64, min(POINTS, room // NODES)), max(256, min(MOST_POINTS, room))
+        kept = [x[torch.randperm(len(x), generator=generator, device=x.device)[:most]] for x in snapshots]
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         nodes, weights = (torch.as_tensor(z, device=times.device) for z in lobatto(NODES))
         self.intervals = []
         for j in range(len(times) - 1):
             span = float(times[j + 1] - times[j])
             t = (times[j] + span * nodes).to(times)
-            x = model.density.spread(t, POINTS, seed + j).double()
+            x = model.density.spread(t, points, seed + j).double()
             samples = [(t, x, weights * span, list(range(NODES)))]
             # The path is right between the snapshots if it is right at them: its miss there is spread over the interval.
             for end, node in ((j, 0), (j + 1, NODES - 1)):
                 half = torch.full((1,), 0.5 * span).to(weights)
                 samples += [(t[[node]], kept[end][None].double(), half, [node]), (t[[node]], x[[node]], -half, [node])]
-            self.intervals.append(_Interval(MovingFrame(x, span), TestFunctions(dim, generator), samples))
+            self.intervals.append(_Interval(MovingFrame(x, span), tests[j], samples))
         self.change, self.noise = self._measured(times, kept, [len(x) for x in snapshots], seed)
         self.moved = torch.cat([self._moved(interval) for interval in self.intervals])
+
+    @staticmethod
+    def fits(model: FokkerPlanckLoss, n_snapshots: int) -> bool:
+        """Whether the equations of all intervals can be held in memory; in several hundred dimensions they cannot."""
+        unknowns = model.drift.get_readout().shape[1] + model.diffusion.get_readout().shape[1]
+        rows = (n_snapshots - 1) * TestFunctions.how_many(model.drift.dim)
+        return rows * model.drift.dim * unknowns <= 4 * MAX_ELEMENTS
 
     def linearise(self) -> tuple[Tensor, Tensor]:
         """Returns the right side's derivative by the readouts, shape (rows, d, P), and what it leaves open, (rows,).
@@ -162,7 +173,8 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
                 columns = first + (label == group).nonzero()[:, 0]
                 part = matrix[:, :, columns].flatten(1)
                 groups.append(columns)
-                components.append(Component(part @ part.T, UNKNOWN if group == FREE else start, UNKNOWN if group == FREE else most))
+                around = (UNKNOWN, UNKNOWN) if group == FREE else (start, most)
+                components.append(Component(part @ part.T, *around))
         explained = explain(observed, equations.noise, components)
         new = centre.clone()
         for columns, variance in zip(groups, explained.variances[1:], strict=True):

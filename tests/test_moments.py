@@ -48,6 +48,11 @@ def test_functions_of_a_moving_frame_against_autograd(dim, close):
         close(tests.values(frame, [node], x[None]), result.values, 1e-12)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5, 11, 70])
+def test_the_number_of_functions_is_known_beforehand(dim):
+    assert TestFunctions(dim, torch.Generator().manual_seed(0)).count == TestFunctions.how_many(dim)
+
+
 def test_lobatto_integrates_polynomials_exactly():
     nodes, weights = lobatto(NODES)
     for power in range(2 * NODES - 2):

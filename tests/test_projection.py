@@ -100,7 +100,7 @@ def test_solving_beats_descending_at_an_equal_number_of_steps():
     data = Snapshots.of(x, t)
     errors = {}
     for solve in (True, False):
-        config = IdentificationConfig(n_components=3, drift="autonomous", diffusion="constant", steps=500, solve=solve)
+        config = IdentificationConfig(n_components=3, drift="autonomous", diffusion="constant", steps=150, solve=solve)
         sde = identify(data, config, seed=0, device=torch.device("cpu")).sde
         with torch.no_grad():
             f, g = sde.f_and_g(torch.tensor(0.0), torch.as_tensor(x, dtype=torch.float32))
