@@ -81,8 +81,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         sde_: the fitted equation in data units, a module that `torchsde.sdeint` takes as it is.
         density_: the density path, in dimensionless units.
         history_: learning curves, one dict for each report.
-        summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also what its moment equations leave
-            (near 1 is sampling error) and how much of their noise is error of the path, as a multiple of the sampling error.
+        summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also what its moment equations
+            leave (near 1 is sampling error) and the error of the path as a multiple of the sampling error.
         times_: the times of the snapshots.
         n_features_in_: number of coordinates d.
 

@@ -58,8 +58,8 @@ class IdentificationConfig:
         residual_weights: weight of the residual when it enters and from half-way on; small, for the path must stay with the
             data where drift and noise are rough.
         net_residual: weight of the residual for a drift free in time.
-        path_energy: weight of the path's kinetic energy for a drift free in time; 0.01 predicts a left-out time about as well,
-            but draws the path away from the snapshots themselves.
+        path_energy: weight of the path's kinetic energy for a drift free in time; 0.01 draws the path away from the
+            snapshots themselves.
         drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
         ridge: weights of the squared readouts.
         points: snapshot points in a step, over all times.
