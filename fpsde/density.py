@@ -44,8 +44,6 @@ class DensityTerms(NamedTuple):
     """Diagonal second derivatives of log p in x, shape (M, N, d)."""
     velocity: Tensor
     """The velocity v that moves and stretches the components, shape (M, N, d)."""
-    mass_rate: Tensor
-    """What the components gain or lose in weight, in dp/dt = -div(p v) + p mass_rate, shape (M, N)."""
 
 
 class AbstractDensity(nn.Module):
@@ -124,7 +122,7 @@ class GaussianMixturePath(AbstractDensity):
         rates = (weights_rate - 0.5 * c.trace_rate)[..., None, None] + (u * velocities).sum(-1, keepdim=True)
         return DensityTerms(
             log_prob=log_prob, time_derivative=(share * rates).sum((1, -1)), score=score, curvature=curvature,
-            velocity=(share * velocities).sum(1), mass_rate=(share[..., 0] * weights_rate[..., None]).sum(1))
+            velocity=(share * velocities).sum(1))
 
     @torch.no_grad()
     def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:

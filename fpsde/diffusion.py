@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.hollow import HollowNet
+from fpsde.hollow import FREE, HollowNet
 from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
 
 __all__ = ["AbstractDiffusion", "ConstantDiffusion", "KnownDiffusion", "StateDiffusion"]
@@ -121,7 +121,7 @@ class ConstantDiffusion(AbstractDiffusion):
         return linear * torch.ones_like(self.log_level[:1])
 
     def groups(self) -> Tensor:
-        return torch.full((1,), -1, device=self.log_level.device)
+        return torch.full((1,), FREE, device=self.log_level.device)
 
 
 class StateDiffusion(AbstractDiffusion):

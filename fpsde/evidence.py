@@ -29,6 +29,8 @@ class Component(NamedTuple):
     """Where the search for its variance starts."""
     most: float
     """Largest variance allowed."""
+    least: float = 0.0
+    """Smallest variance allowed; the largest too, if nothing is to be looked for."""
     noise: bool = False
     """Whether it is noise, which explains nothing."""
 
@@ -58,7 +60,7 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
         rounds: updates.
     """
     kernels = torch.stack([c.kernel for c in components])
-    most = torch.tensor([c.most for c in components]).to(observed)
+    least, most = (torch.tensor(bound).to(observed) for bound in zip(*((c.least, c.most) for c in components), strict=True))
     variances = torch.tensor([c.start for c in components]).to(observed)
     for left in range(rounds, -1, -1):
         covariance = noise + torch.einsum("g,gij->ij", variances, kernels)
@@ -67,7 +69,7 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
         dual = inverse @ observed
         if left:
             ratio = torch.einsum("i,gij,j->g", dual, kernels, dual) / torch.einsum("ij,gij->g", inverse, kernels)
-            variances = torch.minimum(variances * ratio.clamp_min(0).sqrt(), most)
+            variances = (variances * ratio.clamp_min(0).sqrt()).clamp(least, most)
     is_noise = torch.tensor([c.noise for c in components]).to(observed)
     whole = noise + torch.einsum("g,gij->ij", variances * is_noise, kernels)
     # What is left is e = whole u, and in units of that noise its square is u^T whole u.

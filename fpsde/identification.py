@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpsde.batches import SnapshotBatches
 from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
@@ -35,7 +36,6 @@ from fpsde.train import Report, TrainConfig, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
 
-MAX_TIMES_PER_STEP = 16
 PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
@@ -66,7 +66,6 @@ class IdentificationConfig:
         collocation: times and points at each time where the residual is evaluated in a step.
         solve: whether the readouts are solved for; otherwise, and in several hundred dimensions, they are descended.
         held_out: share of each snapshot kept for monitoring.
-        knots: spline pieces of the density path between two snapshots.
     """
 
     n_components: int = 32
@@ -87,7 +86,6 @@ class IdentificationConfig:
     learning_rate: float = 2e-2
     solve: bool = True
     held_out: float = 0.1
-    knots: int = 1
 
 
 class Identification(NamedTuple):
@@ -140,8 +138,8 @@ class _Fit:
         self.start, self.span = float(times[0]), float(times[-1] - times[0])
         self.centre, self.scale = data.x.mean(0), data.x.std(0)
         kept, held = data.split(config.held_out, self.rng)
-        self.kept = _Batches(self._scaled(kept), self.generator, device)
-        self.held = _Batches(self._scaled(held), self.generator, device) if held is not None else self.kept
+        self.kept = SnapshotBatches(self._scaled(kept), self.generator, device)
+        self.held = SnapshotBatches(self._scaled(held), self.generator, device) if held is not None else self.kept
         self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
@@ -160,7 +158,7 @@ class _Fit:
         snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
         times = (self.data.times - self.start) / self.span
         path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time", knots_per_interval=self.config.knots)
+                            constant_weights=self.config.drift == "time")
         return path.float().to(self.device)
 
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
@@ -346,30 +344,6 @@ class _Fit:
             values["residual"] = float(terms.residual)
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
         return values
-
-
-class _Batches:
-    """The points of all snapshots on the device, drawn in equal numbers."""
-
-    def __init__(self, groups: list[np.ndarray], generator: torch.Generator, device: torch.device) -> None:
-        self.generator = generator
-        counts = torch.tensor([len(x) for x in groups])
-        self.counts = counts.to(device)
-        self.first = (counts.cumsum(0) - counts).to(device)
-        self.x = torch.as_tensor(np.concatenate(groups), dtype=torch.float32, device=device)
-
-    def group(self, j: int) -> Tensor:
-        return self.x[int(self.first[j]):int(self.first[j] + self.counts[j])]
-
-    def draw(self, t: Tensor, points: int) -> tuple[Tensor, Tensor]:
-        """Times (S,) and as many points of each, (S, B, d), S at most 16."""
-        chosen = torch.arange(len(t), device=t.device)
-        if len(t) > MAX_TIMES_PER_STEP:
-            chosen = torch.randperm(len(t), generator=self.generator, device=t.device)[:MAX_TIMES_PER_STEP]
-        n = max(1, points // len(chosen))
-        share = torch.rand(len(chosen), n, generator=self.generator, device=t.device)
-        rows = (share * self.counts[chosen, None]).long().clamp_max(self.counts[chosen, None] - 1)
-        return t[chosen], self.x[self.first[chosen, None] + rows]
 
 
 def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float]) -> Report:

@@ -51,7 +51,7 @@ def matched_chains(snapshots: list[Array], n: int, rng: np.random.Generator) -> 
 
 
 def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: np.random.Generator,
-                 constant_weights: bool = False, knots_per_interval: int = 1) -> GaussianMixturePath:
+                 constant_weights: bool = False) -> GaussianMixturePath:
     """Starts a mixture path on snapshots.
 
     Arguments:
@@ -60,7 +60,6 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
         n_components: number of components; fewer are used where a component would get fewer than 8 points.
         rng: source of randomness.
         constant_weights: whether the weights of the path are constant in time.
-        knots_per_interval: spline pieces between two snapshots.
 
     Returns:
         The path, in float64.
@@ -77,11 +76,8 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
     pooled = pooled + 1e-6 * np.eye(dim)
     covariances = np.stack([_covariances(chains[labels == c], pooled, k) for c in range(k)], 1)
 
-    breaks = np.interp(np.arange((len(times) - 1) * knots_per_interval + 1) / knots_per_interval,
-                       np.arange(len(times)), times)
-    if not constant_weights and knots_per_interval == 1 and len(breaks) > 3:
-        # As many splines as snapshots: with a break at every time, the data would leave the ends of the path open.
-        breaks = np.delete(breaks, [1, -2])
+    # As many splines as snapshots: with a break at every time, the data would leave the ends of the path open.
+    breaks = times if constant_weights or len(times) <= 3 else np.delete(times, [1, -2])
     basis = CubicSplineBasis(breaks)
     log_weights = np.tile(np.log(counts / counts.sum()), (basis.size, 1))
     floor = _at_nodes(pooled, times, basis) * (0.25 * k ** (-1 / dim)) ** 2

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fpsde.diffusion import AbstractDiffusion
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
-from fpsde.hollow import FREE
+from fpsde.hollow import FREE, HollowNet
 
 __all__ = ["MomentEquations", "solve_moments"]
 
@@ -47,6 +48,7 @@ PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
 class _Interval:
     frame: MovingFrame
     tests: TestFunctions
+    span: float
     samples: list[tuple[Tensor, Tensor, Tensor, list[int]]]
     """Times (M,), points (M, N, d), quadrature weights (M,) and nodes of each block of points."""
 
@@ -63,27 +65,31 @@ class MomentEquations:
 
     def __init__(self, model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor],
                  generator: torch.Generator) -> None:
-        self.model = model
+        self.model, self.times = model, times
+        self.counts = [len(x) for x in snapshots]
         dim = model.drift.dim
         tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
         room = MAX_ELEMENTS // (tests[0].count * dim)
         points, most = max(64, min(POINTS, room // NODES)), max(256, min(MOST_POINTS, room))
-        kept = [x[torch.randperm(len(x), generator=generator, device=x.device)[:most]] for x in snapshots]
+        kept = [x[torch.randperm(len(x), generator=generator, device=x.device)[:most]].double() for x in snapshots]
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         nodes, weights = (torch.as_tensor(z, device=times.device) for z in lobatto(NODES))
         self.intervals = []
         for j in range(len(times) - 1):
             span = float(times[j + 1] - times[j])
             t = (times[j] + span * nodes).to(times)
-            x = model.density.spread(t, points, seed + j).double()
+            x = model.density.spread(t, points, seed + j * NODES).double()
             samples = [(t, x, weights * span, list(range(NODES)))]
             # The path is right between the snapshots if it is right at them: its miss there is spread over the interval.
             for end, node in ((j, 0), (j + 1, NODES - 1)):
                 half = torch.full((1,), 0.5 * span).to(weights)
-                samples += [(t[[node]], kept[end][None].double(), half, [node]), (t[[node]], x[[node]], -half, [node])]
-            self.intervals.append(_Interval(MovingFrame(x, span), tests[j], samples))
-        self.change, self.noise = self._measured(times, kept, [len(x) for x in snapshots], seed)
-        self.moved = torch.cat([self._moved(interval) for interval in self.intervals])
+                samples += [(t[[node]], kept[end][None], half, [node]), (t[[node]], x[[node]], -half, [node])]
+            self.intervals.append(_Interval(MovingFrame(x, span), tests[j], span, samples))
+        seed += len(self.intervals) * NODES
+        self.drawn = [model.density.spread(times[[j]], min(4 * points, most), seed + j).double() for j in range(len(times))]
+        self.change = self._change(kept)
+        parts = [self._transport(interval) for interval in self.intervals]
+        self.moved, self.transport = (torch.cat(part) for part in zip(*parts, strict=True))
 
     @staticmethod
     def fits(model: FokkerPlanckLoss, n_snapshots: int) -> bool:
@@ -92,57 +98,85 @@ class MomentEquations:
         rows = (n_snapshots - 1) * TestFunctions.how_many(model.drift.dim)
         return rows * model.drift.dim * unknowns <= 4 * MAX_ELEMENTS
 
+    @torch.no_grad()
     def linearise(self) -> tuple[Tensor, Tensor]:
         """Returns the right side's derivative by the readouts, shape (rows, d, P), and what it leaves open, (rows,).
 
         Exact in the drift, Gauss-Newton in the diffusion.
         """
-        blocks, spreads = zip(*(self._effect(interval) for interval in self.intervals), strict=True)
-        matrix = torch.cat(blocks)
+        parts = [self._spreading(interval) for interval in self.intervals]
+        spreading, spread = (torch.cat(part) for part in zip(*parts, strict=True))
         drift = self.model.drift.get_readout().double()
-        transport = torch.einsum("qdp,dp->q", matrix[..., :drift.shape[1]], drift)
-        return matrix, self.change - self.moved - transport - torch.cat(spreads)
+        moved = self.moved + torch.einsum("qdp,dp->q", self.transport, drift)
+        return torch.cat([self.transport, spreading], -1), self.change - moved - spread
 
-    def _measured(self, times: Tensor, kept: list[Tensor], counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
-        """Changes of the measured means, shape (rows,), and the covariance of their sampling error, (rows, rows)."""
+    def _ends(self, j: int) -> list[tuple[_Interval, Tensor, float, list[int]]]:
+        """The intervals that meet at a snapshot: their rows, 1 where it ends them and -1 where it starts them, its node."""
+        return [(self.intervals[k], torch.arange(k * self.intervals[k].tests.count, (k + 1) * self.intervals[k].tests.count,
+                                                 device=self.times.device), sign, [node])
+                for k, sign, node in ((j - 1, 1.0, NODES - 1), (j, -1.0, 0)) if 0 <= k < len(self.intervals)]
+
+    def _change(self, kept: list[Tensor]) -> Tensor:
+        """Changes of the measured means, shape (rows,)."""
         rows = sum(interval.tests.count for interval in self.intervals)
-        change = torch.zeros(rows, dtype=torch.float64, device=times.device)
-        noise = torch.zeros(rows, rows, dtype=torch.float64, device=times.device)
+        change = torch.zeros(rows, dtype=torch.float64, device=self.times.device)
         for j, x in enumerate(kept):
-            drawn = self.model.density.spread(times[j:j + 1], 4 * POINTS, seed + len(kept) + j).double()
+            for interval, place, sign, node in self._ends(j):
+                change[place] += sign * interval.tests.values(interval.frame, node, x[None]).mean((0, 1))
+        return change
+
+    @torch.no_grad()
+    def noise(self) -> Tensor:
+        """The covariance of the equations' sampling error under the present drift and diffusion, (rows, rows).
+
+        A snapshot enters by its means and by the correction of the path.
+        """
+        drift, diffusion = self.model.drift, self.model.diffusion
+        rows = len(self.change)
+        noise = torch.zeros(rows, rows, dtype=torch.float64, device=self.times.device)
+        for j, x in enumerate(self.drawn):
+            clock, points = self.times[[j]][:, None], x.to(self.times)
+            f, a = drift(clock, points).double(), diffusion(clock, points).double().square()
             parts, places = [], []
-            for k, sign, node in ((j - 1, 1.0, NODES - 1), (j, -1.0, 0)):
-                if 0 <= k < len(self.intervals):
-                    frame, tests = self.intervals[k].frame, self.intervals[k].tests
-                    place = torch.arange(k * tests.count, (k + 1) * tests.count, device=x.device)
-                    change[place] += sign * tests.values(frame, [node], x[None].double()).mean((0, 1))
-                    parts.append(sign * tests.values(frame, [node], drawn)[0])
-                    places.append(place)
+            for interval, place, sign, node in self._ends(j):
+                tests = interval.tests(interval.frame, node, x)
+                rate = tests.rates + torch.einsum("mnqd,mnd->mnq", tests.gradients, f) \
+                    + 0.5 * torch.einsum("mnqd,mnd->mnq", tests.seconds, a)
+                parts.append((sign * tests.values - 0.5 * interval.span * rate)[0])
+                places.append(place)
             values, place = torch.cat(parts, -1), torch.cat(places)
             values = values - values.mean(0)
-            noise[place[:, None], place] += values.T @ values / len(values) / counts[j]
-        return change, noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
+            noise[place[:, None], place] += values.T @ values / len(values) / self.counts[j]
+        return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
 
-    def _moved(self, interval: _Interval) -> Tensor:
-        total = torch.zeros(interval.tests.count).to(self.change)
-        for _, x, weight, node in interval.samples:
-            total += torch.einsum("mnq,m->q", interval.tests(interval.frame, node, x).rates, weight) / x.shape[1]
-        return total
-
-    def _effect(self, interval: _Interval) -> tuple[Tensor, Tensor]:
-        drift, diffusion = self.model.drift, self.model.diffusion
-        matrix = spread = torch.zeros(()).to(self.change)
+    def _transport(self, interval: _Interval) -> tuple[Tensor, Tensor]:
+        """How the functions' own motion and the drift change their means, shapes (Q,) and (Q, d, P)."""
+        moved = transport = torch.zeros(()).to(self.change)
         for t, x, weight, node in interval.samples:
             tests = interval.tests(interval.frame, node, x)
-            share = weight[:, None, None, None] / x.shape[1]
-            gradients, seconds = tests.gradients * share, 0.5 * tests.seconds * share
-            clock, points = t[:, None], x.to(t.dtype)
-            one = torch.ones_like(points).flatten(0, 1)
-            columns = [z.columns(clock, points, [one]).unflatten(1, x.shape[:2]).double() for z in (drift, diffusion)]
-            matrix = matrix + torch.cat([torch.einsum("mnqd,dmnp->qdp", c, z) for c, z in
-                                         zip((gradients, seconds), columns, strict=True)], -1)
-            spread = spread + torch.einsum("mnqd,mnd->q", seconds, diffusion.variance(clock, points)[0].double())
+            share = weight / x.shape[1]
+            moved = moved + torch.einsum("mnq,m->q", tests.rates, share)
+            columns = _columns(self.model.drift, t, x)
+            transport = transport + torch.einsum("mnqd,dmnp->qdp", tests.gradients * share[:, None, None, None], columns)
+        return moved, transport
+
+    def _spreading(self, interval: _Interval) -> tuple[Tensor, Tensor]:
+        """How the noise changes the functions' means: its derivative by the readout, (Q, d, P), and the change, (Q,)."""
+        diffusion = self.model.diffusion
+        matrix = spread = torch.zeros(()).to(self.change)
+        for t, x, weight, node in interval.samples:
+            seconds = interval.tests(interval.frame, node, x).seconds * (0.5 * weight[:, None, None, None] / x.shape[1])
+            matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, _columns(diffusion, t, x))
+            a = diffusion(t[:, None], x.to(t)).double().square()
+            spread = spread + torch.einsum("mnqd,mnd->q", seconds, a)
         return matrix, spread
+
+
+def _columns(field: HollowNet | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
+    """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
+    points = x.to(t)
+    one = torch.ones_like(points).flatten(0, 1)
+    return field.columns(t[:, None], points, [one]).unflatten(1, x.shape[:2]).double()
 
 
 @torch.no_grad()
@@ -157,8 +191,9 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
     split = drift.get_readout().shape[1]
     labels = [drift.groups(), diffusion.groups()]
     # Beside the sampling error, what the path gets wrong between the snapshots.
-    path_error = Component(equations.noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
     for _ in range(rounds):
+        noise = equations.noise()
+        path_error = Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
         matrix, left = equations.linearise()
         values = torch.cat([drift.get_readout(), diffusion.get_readout()], 1).double()
         # Deviations from a zero drift and from the present level of noise, by group.
@@ -173,9 +208,10 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
                 columns = first + (label == group).nonzero()[:, 0]
                 part = matrix[:, :, columns].flatten(1)
                 groups.append(columns)
-                around = (UNKNOWN, UNKNOWN) if group == FREE else (start, most)
+                # A level is not shrunk: it is as free as UNKNOWN lets it be.
+                around = (UNKNOWN, UNKNOWN, UNKNOWN) if group == FREE else (start, most, 0.0)
                 components.append(Component(part @ part.T, *around))
-        explained = explain(observed, equations.noise, components)
+        explained = explain(observed, noise, components)
         new = centre.clone()
         for columns, variance in zip(groups, explained.variances[1:], strict=True):
             new[:, columns] += variance * torch.einsum("qdp,q->dp", matrix[:, :, columns], explained.dual)

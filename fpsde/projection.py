@@ -7,8 +7,8 @@ damped linear least-squares problem, with the same weights as in the loss:
 
 Here c + J w is the residual linearised about the present readouts (exact in the drift, Gauss-Newton in the diffusion) and
 omega are the weights that bound the influence of the tails. The normal equations are running averages over steps: each
-step adds its batch and solves, so that drift and diffusion follow the density without ever being descended. This is
-variable projection: what descends is the density under the readouts that suit it best.
+step adds its batch and solves, while the inner layers descend: variable projection. It serves a drift that is free in
+time, whose density is fitted beforehand; an autonomous drift is solved for in :mod:`fpsde.moments` instead.
 
 References:
     The differentiation of pseudo-inverses and nonlinear least squares problems whose variables separate (Golub &
@@ -60,7 +60,7 @@ class Rows(NamedTuple):
 
 
 class ReadoutSolver:
-    """Keeps drift and diffusion at their least-squares optimum for a moving density.
+    """Keeps the readouts of drift and diffusion at their least-squares optimum while the nets' inner layers move.
 
     With more than 2000 unknowns the coordinates are solved for in groups, each with the others as they are, a group a step.
 
@@ -96,13 +96,10 @@ class ReadoutSolver:
         """
         system = self.systems[self.turn]
         self.turn = (self.turn + 1) % len(self.systems)
-        self.solve(system, strong_rows(self.model, t, x, weights, system.group))
+        self._solve(system, strong_rows(self.model, t, x, weights, system.group))
 
-    def solve(self, system: _NormalEquations, rows: list[Rows]) -> Tensor:
-        """Adds rows to one group's system, solves it, sets the readouts and returns their change, shape (G, P).
-
-        A solution that is not finite changes nothing.
-        """
+    def _solve(self, system: _NormalEquations, rows: list[Rows]) -> None:
+        """Adds rows to one group's system, solves it and sets the readouts; a solution that is not finite does nothing."""
         values, group = self._values(), system.group
         system.add(rows, values[group], self.memory)
         change = system.solve(self.penalty[group], self.target[group], values[group]) - values[group]
@@ -113,7 +110,6 @@ class ReadoutSolver:
         values = values.index_add(0, group, change)
         self.model.drift.set_readout(values[:, :self.split])
         self.model.diffusion.set_readout(values[:, self.split:])
-        return change
 
     def _values(self) -> Tensor:
         return torch.cat([self.model.drift.get_readout(), self.model.diffusion.get_readout()], 1).double()

@@ -31,7 +31,7 @@ class ClosedForm:
                     torch.func.hessian(self.log_prob, 1)(t, x).diagonal())
 
         value, rate, score, curvature = torch.vmap(torch.vmap(one, (None, 0)))(t, x)
-        return DensityTerms(value, rate, score, curvature, torch.zeros_like(x), torch.zeros_like(value))
+        return DensityTerms(value, rate, score, curvature, torch.zeros_like(x))
 
     def drift_terms(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """(f, D f)."""
@@ -108,16 +108,19 @@ def bent_brownian_motion() -> ClosedForm:
 CLOSED_FORMS = [ornstein_uhlenbeck(), geometric_brownian_motion(), bent_brownian_motion()]
 
 
-def rotating_snapshots(n: int, times: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Exact unpaired draws of a 2-D rotating Ornstein-Uhlenbeck process, f = A x, g = (0.5, 0.7)."""
-    rng = np.random.default_rng(seed)
+def rotating_law(t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a 2-D rotating Ornstein-Uhlenbeck process, f = A x, g = (0.5, 0.7)."""
     stationary = np.linalg.solve(np.kron(ROTATION, np.eye(2)) + np.kron(np.eye(2), ROTATION),
                                  -np.diag(ROTATION_NOISE**2).ravel()).reshape(2, 2)
-    xs = []
-    for t in times:
-        flow = torch.matrix_exp(torch.as_tensor(ROTATION * t)).numpy()
-        covariance = stationary + flow @ (0.16 * np.eye(2) - stationary) @ flow.T
-        xs.append(flow @ np.array([3.0, 0.0]) + rng.standard_normal((n, 2)) @ np.linalg.cholesky(covariance).T)
+    flow = torch.matrix_exp(torch.as_tensor(ROTATION * t)).numpy()
+    return flow @ np.array([3.0, 0.0]), stationary + flow @ (0.16 * np.eye(2) - stationary) @ flow.T
+
+
+def rotating_snapshots(n: int, times: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Exact unpaired draws of that process."""
+    rng = np.random.default_rng(seed)
+    laws = [rotating_law(t) for t in times]
+    xs = [mean + rng.standard_normal((n, 2)) @ np.linalg.cholesky(covariance).T for mean, covariance in laws]
     return np.concatenate(xs), np.repeat(times, n)
 
 

@@ -100,16 +100,17 @@ def test_solving_beats_descending_at_an_equal_number_of_steps():
     data = Snapshots.of(x, t)
     errors = {}
     for solve in (True, False):
-        config = IdentificationConfig(n_components=3, drift="autonomous", diffusion="constant", steps=150, solve=solve)
+        config = IdentificationConfig(n_components=3, drift="autonomous", diffusion="constant", steps=500, solve=solve)
         sde = identify(data, config, seed=0, device=torch.device("cpu")).sde
         with torch.no_grad():
             f, g = sde.f_and_g(torch.tensor(0.0), torch.as_tensor(x, dtype=torch.float32))
         true = x @ ROTATION.T
         errors[solve] = (np.sqrt(((f.numpy() - true) ** 2).sum() / (true**2).sum()),
                          np.abs(g[0].numpy() - ROTATION_NOISE).max())
-    assert errors[True][0] < 0.5 * errors[False][0]
-    assert errors[True][0] < 0.15
-    assert errors[True][1] < errors[False][1]
+    assert errors[True][0] < 0.3 * errors[False][0]
+    assert errors[True][0] < 0.03
+    # Maximum likelihood with the true form has a standard deviation of 0.016 in each noise level here.
+    assert errors[True][1] < 3 * 0.016
 
 
 @pytest.mark.parametrize("kind", ["known", "constant", "state"])

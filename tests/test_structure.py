@@ -10,7 +10,7 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
-    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame"],
+    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
     1: ["conditioner", "covariance"],
     2: ["hollow", "density"],
     3: ["diffusion", "mixture"],
