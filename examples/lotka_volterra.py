@@ -42,7 +42,7 @@ def main() -> None:
     start = time.monotonic()
     data = read_snapshots(DATA, time="time")
     print(f"{len(data.t)} points of {', '.join(data.names)} at {len(data.times)} times, each point seen once")
-    model = FokkerPlanckSDE(8, drift="autonomous", diffusion="state", random_state=0, verbose=1)
+    model = FokkerPlanckSDE(8, drift="autonomous", diffusion="state", max_steps=1000, random_state=0, verbose=1)
     model.fit(data.x, data.t)
     compare_with_truth(model, data)
     print(f"\n{format_scores(evaluate_steps(model, data, max_points=200))}")
