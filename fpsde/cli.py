@@ -183,11 +183,34 @@ def plot(model: str, data: str, time: str | None, output: str, seed: int) -> Non
         click.echo("\n".join(f"Wrote {path}" for path in written))
 
 
-@main.command(help="Say what a model file holds.")
+@main.command(help="Say what a model file holds; with the DATA that it was fitted to, also what they cannot tell of noise "
+              "and drift. " + DATA_HELP)
 @click.argument("model")
-def info(model: str) -> None:
+@click.argument("data", required=False)
+@click.option("--time", help="Column or array with the times.")
+@click.option("--figure", help="Draw the noise's profile into this file, png or pdf; needs DATA.")
+def info(model: str, data: str | None, time: str | None, figure: str | None) -> None:
     with _plain_errors():
-        click.echo(_describe(FokkerPlanckSDE.load(model)))
+        if figure is not None and data is None:
+            raise click.UsageError("--figure draws what the data tell: give DATA as well")
+        if figure is not None:
+            _check_writable(figure)
+            if Path(figure).suffix.lower() not in (".png", ".pdf"):
+                raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
+        fitted = FokkerPlanckSDE.load(model)
+        click.echo(_describe(fitted))
+        if data is None:
+            return
+        snapshots = _matching(fitted, data, time)
+        found = fitted.identifiability(snapshots.x, snapshots.t)
+        click.echo(found)
+        if figure is not None:
+            from fpsde.plotting import plot_identifiability
+
+            buffer = io.BytesIO()
+            plot_identifiability(found).savefig(buffer, dpi=130, format=Path(figure).suffix[1:].lower())
+            write_atomically(figure, buffer.getvalue())
+            click.echo(f"Wrote {figure}")
 
 
 def _read(data: str, time: str | None, features: str | None) -> Snapshots:

@@ -18,6 +18,8 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import IdentificationConfig, identify
 from fpsde.model_file import build_parts, describe_parts
 from fpsde.progress import Progress
@@ -134,6 +136,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
             fitted = identify(data, config, seed, device, report)
         self.names_ = data.names
+        self._data: Snapshots | None = data
         self.times_ = data.times
         self.counts_ = np.array([len(x) for x in data.groups()])
         self._set_parts(fitted.sde, fitted.model.density)
@@ -232,6 +235,33 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
                              method, lambda done, _: progress.update(done))
         return paths.cpu().numpy().astype(np.float64)
 
+    def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None) -> Identifiability:
+        """Says how far the snapshots fix noise and drift; printed, it is two sentences.
+
+        Arguments:
+            X: the points that the model was fitted to, shape (n, d); known after `fit`, to be given after `load`.
+            y: the time of each point, shape (n,).
+
+        Raises:
+            ValueError: if a loaded model is asked without points.
+        """
+        check_is_fitted(self, "sde_")
+        if X is None or y is None:
+            if self._data is None:
+                raise ValueError("a model file holds no points: give the X and y that the model was fitted to")
+            data = self._data
+        else:
+            data = Snapshots.of(self._points(X), _to_numpy(y))
+        if not np.isin(data.times, self.times_).all() or len(data.times) < 2:
+            known, got = (", ".join(f"{t:g}" for t in times) for times in (self.times_, data.times))
+            raise ValueError(f"the model was fitted to snapshots at {known}, got points at {got}")
+        first, last = self.sde_.time_range
+        times = torch.as_tensor((data.times - first) / (last - first), device=self._device)
+        snapshots = [torch.as_tensor((x - self._centre) / self._scale, device=self._device) for x in data.groups()]
+        model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion)
+        with one_thread(self._device):
+            return identifiability(model, times, snapshots, last - first)
+
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.
 
@@ -259,6 +289,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             fitted = header["fitted"]
             parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
+            model._data = None
             model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
             model.counts_ = np.array(fitted["counts"], dtype=int)
             model.history_, model.summary_ = fitted["history"], fitted["summary"]

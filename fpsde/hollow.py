@@ -72,7 +72,7 @@ class HollowNet(nn.Module):
             raise ValueError("hidden must name at least one layer width")
         self.dim, self.time, self.linear, self.activation = dim, time, linear, activation
         self.settings = {"dim": dim, "conditioner": conditioner, "hidden": list(hidden), "width": width,
-                         "activation": activation, "time": time, "linear": linear}
+                         "activation": activation, "time": time, "linear": linear, "own_share": own_share}
         n_time = 1 + 2 * N_FREQUENCIES if time else 0
         self.conditioner = CONDITIONERS[conditioner](dim, n_time, width, activation)
         width_in = self.conditioner.features

@@ -18,7 +18,9 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +28,10 @@ from torch import Tensor
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
-from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
+from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
 from fpsde.hollow import FREE, HollowNet
 
-__all__ = ["MomentEquations", "solve_moments"]
+__all__ = ["MomentEquations", "columns_at", "path_error", "priors", "solve_moments"]
 
 POINTS = 1024
 MOST_POINTS = 16384
@@ -42,6 +44,7 @@ DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
 # Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
 DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
 PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
+ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
 
 
 @dataclass
@@ -51,6 +54,18 @@ class _Interval:
     span: float
     samples: list[tuple[Tensor, Tensor, Tensor, list[int]]]
     """Times (M,), points (M, N, d), quadrature weights (M,) and nodes of each block of points."""
+
+
+class _End(NamedTuple):
+    """The equations of an interval at one of its ends."""
+
+    tests: Tested
+    place: Tensor
+    """Their rows."""
+    sign: float
+    """1 where the snapshot ends the interval, -1 where it starts it."""
+    half: float
+    """Half the interval: the share of it over which the path is corrected by this snapshot."""
 
 
 class MomentEquations:
@@ -104,11 +119,16 @@ class MomentEquations:
 
         Exact in the drift, Gauss-Newton in the diffusion.
         """
-        parts = [self._spreading(interval) for interval in self.intervals]
-        spreading, spread = (torch.cat(part) for part in zip(*parts, strict=True))
+        spreading, spread = self.spreading()
         drift = self.model.drift.get_readout().double()
         moved = self.moved + torch.einsum("qdp,dp->q", self.transport, drift)
         return torch.cat([self.transport, spreading], -1), self.change - moved - spread
+
+    @torch.no_grad()
+    def spreading(self) -> tuple[Tensor, Tensor]:
+        """Returns how the noise changes the means: its derivative by the readouts, (rows, d, P), and all of it, (rows,)."""
+        matrix, spread = zip(*(self._spreading(interval) for interval in self.intervals), strict=True)
+        return torch.cat(matrix), torch.cat(spread)
 
     def _ends(self, j: int) -> list[tuple[_Interval, Tensor, float, list[int]]]:
         """The intervals that meet at a snapshot: their rows, 1 where it ends them and -1 where it starts them, its node."""
@@ -132,22 +152,25 @@ class MomentEquations:
         A snapshot enters by its means and by the correction of the path.
         """
         drift, diffusion = self.model.drift, self.model.diffusion
-        rows = len(self.change)
-        noise = torch.zeros(rows, rows, dtype=torch.float64, device=self.times.device)
-        for j, x in enumerate(self.drawn):
-            clock, points = self.times[[j]][:, None], x.to(self.times)
+        noise = torch.zeros(len(self.change), len(self.change), dtype=torch.float64, device=self.times.device)
+        for clock, x, count, ends in self.sampled():
+            points = x.to(clock)
             f, a = drift(clock, points).double(), diffusion(clock, points).double().square()
-            parts, places = [], []
-            for interval, place, sign, node in self._ends(j):
-                tests = interval.tests(interval.frame, node, x)
-                rate = tests.rates + torch.einsum("mnqd,mnd->mnq", tests.gradients, f) \
-                    + 0.5 * torch.einsum("mnqd,mnd->mnq", tests.seconds, a)
-                parts.append((sign * tests.values - 0.5 * interval.span * rate)[0])
-                places.append(place)
-            values, place = torch.cat(parts, -1), torch.cat(places)
+            values = torch.cat([
+                end.sign * end.tests.values[0] - end.half * (
+                    end.tests.rates + torch.einsum("mnqd,mnd->mnq", end.tests.gradients, f)
+                    + 0.5 * torch.einsum("mnqd,mnd->mnq", end.tests.seconds, a))[0] for end in ends], -1)
+            place = torch.cat([end.place for end in ends])
             values = values - values.mean(0)
-            noise[place[:, None], place] += values.T @ values / len(values) / self.counts[j]
+            noise[place[:, None], place] += values.T @ values / len(values) / count
         return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
+
+    def sampled(self) -> Iterator[tuple[Tensor, Tensor, int, list[_End]]]:
+        """For every snapshot its time (1, 1), points of its law (1, N, d), its number of points and the equations it is in."""
+        for j, x in enumerate(self.drawn):
+            yield self.times[[j]][:, None], x, self.counts[j], [
+                _End(interval.tests(interval.frame, node, x), place, sign, 0.5 * interval.span)
+                for interval, place, sign, node in self._ends(j)]
 
     def _transport(self, interval: _Interval) -> tuple[Tensor, Tensor]:
         """How the functions' own motion and the drift change their means, shapes (Q,) and (Q, d, P)."""
@@ -156,7 +179,7 @@ class MomentEquations:
             tests = interval.tests(interval.frame, node, x)
             share = weight / x.shape[1]
             moved = moved + torch.einsum("mnq,m->q", tests.rates, share)
-            columns = _columns(self.model.drift, t, x)
+            columns = columns_at(self.model.drift, t, x)
             transport = transport + torch.einsum("mnqd,dmnp->qdp", tests.gradients * share[:, None, None, None], columns)
         return moved, transport
 
@@ -166,17 +189,46 @@ class MomentEquations:
         matrix = spread = torch.zeros(()).to(self.change)
         for t, x, weight, node in interval.samples:
             seconds = interval.tests(interval.frame, node, x).seconds * (0.5 * weight[:, None, None, None] / x.shape[1])
-            matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, _columns(diffusion, t, x))
+            matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, columns_at(diffusion, t, x))
             a = diffusion(t[:, None], x.to(t)).double().square()
             spread = spread + torch.einsum("mnqd,mnd->q", seconds, a)
         return matrix, spread
 
 
-def _columns(field: HollowNet | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
+def columns_at(field: HollowNet | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
     """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
     points = x.to(t)
     one = torch.ones_like(points).flatten(0, 1)
     return field.columns(t[:, None], points, [one]).unflatten(1, x.shape[:2]).double()
+
+
+def path_error(noise: Tensor) -> Component:
+    """Returns what the path gets wrong between the snapshots, as a multiple of the sampling error."""
+    return Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
+
+
+def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: float = DRIFT_MOST,
+           first: int = 0) -> list[tuple[Tensor, Component]]:
+    """Groups readouts of one kind, those of a drift unless told otherwise.
+
+    Arguments:
+        matrix: derivative of the equations by the readouts, shape (rows, d, P).
+        labels: the kind of each readout, shape (P,).
+        start: variance where the search starts.
+        most: largest variance.
+        first: place of the first readout.
+
+    Returns:
+        The places of each group and its prior.
+    """
+    groups = []
+    for kind in labels.unique().tolist():
+        columns = (labels == kind).nonzero()[:, 0]
+        part = matrix[:, :, columns].flatten(1)
+        # A level is not shrunk: it is as free as UNKNOWN lets it be.
+        around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (start, most, 0.0)
+        groups.append((first + columns, Component(part @ part.T, *around)))
+    return groups
 
 
 @torch.no_grad()
@@ -189,11 +241,8 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
     """
     drift, diffusion = equations.model.drift, equations.model.diffusion
     split = drift.get_readout().shape[1]
-    labels = [drift.groups(), diffusion.groups()]
-    # Beside the sampling error, what the path gets wrong between the snapshots.
-    for _ in range(rounds):
+    for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
-        path_error = Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
         matrix, left = equations.linearise()
         values = torch.cat([drift.get_readout(), diffusion.get_readout()], 1).double()
         # Deviations from a zero drift and from the present level of noise, by group.
@@ -201,19 +250,13 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         if values.shape[1] > split:
             centre[:, -1] = values[:, -1]
         observed = left + torch.einsum("qdp,dp->q", matrix, values - centre)
-        groups, components = [], [path_error]
-        for first, label, start, most in ((0, labels[0], DRIFT_START, DRIFT_MOST),
-                                          (split, labels[1], DIFFUSION_START, DIFFUSION_MOST)):
-            for group in label.unique().tolist():
-                columns = first + (label == group).nonzero()[:, 0]
-                part = matrix[:, :, columns].flatten(1)
-                groups.append(columns)
-                # A level is not shrunk: it is as free as UNKNOWN lets it be.
-                around = (UNKNOWN, UNKNOWN, UNKNOWN) if group == FREE else (start, most, 0.0)
-                components.append(Component(part @ part.T, *around))
-        explained = explain(observed, noise, components)
+        groups = [*priors(matrix[..., :split], drift.groups(), DRIFT_START, DRIFT_MOST),
+                  *priors(matrix[..., split:], diffusion.groups(), DIFFUSION_START, DIFFUSION_MOST, split)]
+        # While the linearisation still moves, rough variances do.
+        explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
+                            ROUGH_ROUNDS if left_over else FINE_ROUNDS)
         new = centre.clone()
-        for columns, variance in zip(groups, explained.variances[1:], strict=True):
+        for (columns, _), variance in zip(groups, explained.variances[1:], strict=True):
             new[:, columns] += variance * torch.einsum("qdp,q->dp", matrix[:, :, columns], explained.dual)
         change = new - values
         # The diffusion is linearised: no more than a moderate step at once.

@@ -12,13 +12,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fpsde.identifiability import LOSS_AT_ENDS, Identifiability
 from fpsde.metrics import wasserstein
 from fpsde.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from fpsde.estimator import FokkerPlanckSDE
 
-__all__ = ["plot_density", "plot_drift", "plot_learning", "plot_marginals", "plot_trajectories", "save_figures"]
+__all__ = ["plot_density", "plot_drift", "plot_identifiability",
+           "plot_learning", "plot_marginals", "plot_trajectories", "save_figures"]
 
 Array = NDArray[np.float64]
 
@@ -184,6 +186,35 @@ def plot_marginals(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Fi
             axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7, frameon=False)
     figure.suptitle("Each snapshot predicted from the one before", fontsize=11)
+    return figure
+
+
+def plot_identifiability(found: Identifiability) -> Figure:
+    """Draws how much worse the snapshots are explained as the noise is scaled, and what fixes the drift."""
+    figure = _figure(8.4, 3.4)
+    left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    profile = not found.assumption.startswith("none")
+    left.set_xscale("log", base=2)
+    left.plot(found.scales, found.worse, color="#c1432e", lw=1.8, marker="o", ms=3.5)
+    if profile:
+        left.axhline(LOSS_AT_ENDS, color=INK, lw=0.8, ls="--")
+        left.axvspan(*found.noise_interval, color="#b8c4d6", alpha=0.5, lw=0)
+        left.set(ylim=(-0.3, 12), ylabel="growth of half the misfit")
+        left.text(4, LOSS_AT_ENDS + 0.2, "95 %", fontsize=8, ha="right", color=INK)
+    else:
+        left.set(ylim=(0, max(0.1, 1.2 * float(found.worse.max()))), ylabel="missed share of the path's velocity")
+    left.set(xlabel="noise, multiples of the fitted level", xticks=[0.25, 0.5, 1, 2, 4],
+             xticklabels=["1/4", "1/2", "1", "2", "4"])
+    left.set_title("How well other noise explains the snapshots", fontsize=10)
+    rest = 1 - found.gradient_share
+    right.bar([0, 1], [100 * found.gradient_share, 100 * rest], color=["#5b7aa8", "#c1432e"], width=0.55)
+    right.set(ylabel="% of the drift's mean square", ylim=(0, 108))
+    right.set_title("What fixes the drift", fontsize=10)
+    told = "not fixed" if not profile else "by the assumption" if found.turning_known else "and turns not fixed"
+    right.set_xticks([0, 1], ["gradient:\neach snapshot", f"circulation:\n{told}"])
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
     return figure
 
 

@@ -16,7 +16,7 @@ LAYERS = {
     3: ["diffusion", "mixture"],
     4: ["sde", "fokker_planck"],
     5: ["projection", "moments", "model_file"],
-    6: ["identification"],
+    6: ["identification", "identifiability"],
     7: ["estimator"],
     8: ["evaluation", "plotting"],
     9: ["cli", "__init__"],

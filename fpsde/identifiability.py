@@ -1,0 +1,290 @@
+r"""What snapshots cannot tell: how firm the noise level is, and which part of the drift they fix.
+
+For any noise there is a drift that leaves the same marginals, :math:`f = v + \tfrac12 (D a + a s)`, and any field w with
+:math:`\nabla \cdot (p w) = 0` can be added. What removes this freedom is an assumption. Under drift and noise that are the
+same at all times it can be measured how far it does:
+
+- the noise is scaled by 1/4 to 4 and the drift solved for again, with the path as it is; half the growth of the
+  moments' misfit says how much worse the snapshots are explained, and 1.92 marks the ends of the noise's interval;
+- the drift is projected on gradients under the density of every time: that part each marginal fixes by itself, given the
+  noise; the rest circulates;
+- a turn of the whole population about its centre is added, and the equations say how precisely its rate is known.
+
+A drift that is free in time follows any path under any noise: there the profile shows how little changes.
+
+References:
+    Which marginals identify drift and diffusion: Lavenant, Zhang, Kim & Schiebinger, Towards a mathematical theory of
+    trajectory inference (2024), https://doi.org/10.1214/23-AAP1969
+    Inferring parameters by profile likelihood: Raue et al. (2009), https://doi.org/10.1093/bioinformatics/btp358
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fpsde.diffusion import AbstractDiffusion, KnownDiffusion
+from fpsde.evidence import explain
+from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
+from fpsde.frame import NODES, MovingFrame, TestFunctions
+from fpsde.hollow import FREE, LINEAR
+from fpsde.moments import MomentEquations, columns_at, path_error, priors
+from fpsde.projection import ReadoutSolver, Ridge
+
+__all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
+
+Array = NDArray[np.float64]
+
+SCALES = np.geomspace(0.25, 4, 17)
+# Half the 95 % quantile of chi-square with one degree of freedom.
+LOSS_AT_ENDS = 1.92
+POINTS = 512
+MAX_TURNING_DIM = 10
+CHANCE_POINTS = 200
+FREE_VARIANCE = 1e5
+BEYOND_CHANCE = 3.0
+ROUNDS = 15
+
+
+class Identifiability(NamedTuple):
+    """How far the snapshots and the assumption in force fix noise and drift."""
+
+    assumption: str
+    """What splits drift and noise."""
+    scales: Array
+    """Multiples of the fitted noise level that were tried, shape (k,)."""
+    worse: Array
+    """Half the growth of the misfit at each, shape (k,); for a drift free in time, the mean square of the velocity by which
+    the SDE misses its density path, relative to that of the path."""
+    noise_interval: tuple[float, float]
+    """Multiples of the fitted noise that explain the snapshots about as well; an end at 1/4 or 4 is open."""
+    noise_given: bool
+    """Whether the noise was given and not learned."""
+    gradient_share: float
+    """Share of the drift's mean square that is a gradient: each marginal fixes it, given the noise."""
+    turning: float
+    """Standard error of the rate, in radians per time unit, at which the population turns about its centre, in the plane
+    where it is known worst; infinite if it is not known at all, NaN if it was not looked for (more than 10 coordinates)."""
+    span: float
+    """Time between the first and the last snapshot."""
+
+    @property
+    def noise_known(self) -> bool:
+        """Whether the noise is known to within a factor of two each way."""
+        return self.noise_given or (self.noise_interval[0] > 0.5 and self.noise_interval[1] < 2)
+
+    @property
+    def turning_known(self) -> bool:
+        """Whether the rate of turning is known to better than half a turn over all the data's time."""
+        return self.turning * self.span < math.pi
+
+    def __str__(self) -> str:
+        low, high = self.noise_interval
+        ends = (f"{low:.3g}" if low > SCALES[0] else f"{low:.3g} or less", f"{high:.3g}" if high < SCALES[-1] else
+                f"{high:.3g} or more")
+        if self.noise_given:
+            noise = "The noise was given."
+        elif self.assumption.startswith("none"):
+            noise = ("The snapshots do not tell the noise level: a drift free in time can make up for any; least kinetic "
+                     "energy of the drift chose it.")
+        elif self.noise_known:
+            noise = (f"The noise level is known to between {ends[0]} and {ends[1]} times the fitted one, given that drift "
+                     "and noise are the same at all times.")
+        else:
+            noise = (f"The snapshots hardly tell the noise level: {ends[0]} to {ends[1]} times the fitted one explains "
+                     "them about as well.")
+        share = (f"{100 * self.gradient_share:.0f} % of the drift is a gradient, which each snapshot fixes once the noise is "
+                 "known")
+        if self.assumption.startswith("none"):
+            drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves it "
+                     "out.")
+        elif math.isnan(self.turning):
+            drift = f"{share}; the rest is fixed only by drift and noise being the same at all times."
+        elif self.turning_known:
+            drift = (f"{share}; the rest is fixed only by drift and noise being the same at all times, which tells how "
+                     f"fast the population turns to within {self.turning:.2g} radians per time unit.")
+        else:
+            drift = f"{share}; whether the population turns while it keeps its shape the snapshots do not tell."
+        return f"{noise}\n{drift}"
+
+
+@torch.no_grad()
+def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], span: float,
+                    seed: int = 0) -> Identifiability:
+    """Measures how far snapshots fix the noise and the drift of a fitted model.
+
+    Arguments:
+        model: density, drift and diffusion, dimensionless.
+        times: of the snapshots, in [0, 1], shape (T,).
+        snapshots: T tensors of shape (n_j, d).
+        span: time between the first and the last snapshot, in data units.
+        seed: draws test functions and points.
+    """
+    model = copy.deepcopy(model).double()
+    generator = torch.Generator(device=times.device).manual_seed(seed)
+    given = isinstance(model.diffusion, KnownDiffusion)
+    share = _gradient_share(model, generator, seed)
+    if model.drift.time:
+        worse = np.array([_miss(model, float(scale), seed) for scale in SCALES[::4]])
+        return Identifiability("none but least kinetic energy of the drift", SCALES[::4], worse,
+                               (float(SCALES[0]), float(SCALES[-1])), given, share, math.inf, span)
+    equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator)
+    misfit, turning = _profile(equations)
+    worse = np.array(misfit) - min(misfit)
+    return Identifiability("drift and noise are the same at all times", SCALES, worse, _interval(worse), given, share,
+                           turning / span, span)
+
+
+def _profile(equations: MomentEquations) -> tuple[list[float], float]:
+    """Half the misfit at every scale of the noise, and the standard error of the rate of turning."""
+    model, drift = equations.model, equations.model.drift
+    fitted, readout = model.diffusion, drift.get_readout()
+    spread, noise = equations.spreading()[1], equations.noise()
+    groups = priors(equations.transport, drift.groups())
+    # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
+    free = [kind in (LINEAR, FREE) for kind in drift.groups().unique().tolist()]
+    whole = [path_error(noise), *(prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE) if is_free
+                                  else prior for is_free, (_, prior) in zip(free, groups, strict=True))]
+    start = explain(equations.change - equations.moved - spread, noise, whole)
+    allowed = 1 + start.variances[0]
+    kernels = [variance * prior.kernel for variance, (_, prior) in zip(start.variances[1:], groups, strict=True)]
+    bent = torch.stack(kernels).sum(0)
+    misfit = []
+    for scale in SCALES:
+        observed = equations.change - equations.moved - scale**2 * spread
+        dual = torch.linalg.solve(allowed * noise + bent, observed)
+        values = torch.zeros_like(readout)
+        for (columns, _), variance in zip(groups, start.variances[1:], strict=True):
+            values[:, columns] = variance * torch.einsum("qdp,q->dp", equations.transport[:, :, columns], dual)
+        # More noise and more drift make the correction of the path noisier: the weights are those of this scale.
+        drift.set_readout(values)
+        model.diffusion = _Scaled(fitted, drift.dim, float(scale))
+        misfit.append(0.5 * float(observed @ torch.linalg.solve(allowed * equations.noise() + bent, observed)))
+    drift.set_readout(readout)
+    model.diffusion = fitted
+    if drift.matrix is None or drift.dim > MAX_TURNING_DIM:
+        return misfit, math.nan
+    if drift.dim == 1:
+        return misfit, 0.0
+    # Everything but the linear part takes what it may; the level of noise is as free as the linear part.
+    others = [kernel for is_free, kernel in zip(free, kernels, strict=True) if not is_free]
+    return misfit, _turning_error(equations, sum(others, allowed * noise))
+
+
+def _turning_error(equations: MomentEquations, covariance: Tensor) -> float:
+    """The largest standard error over planes of the rate of a turn, all other linear motions and the noise being free.
+
+    The derivatives of the equations are means over samples themselves: what they seem to know is partly chance (a round
+    cloud of finitely many points is never quite round). That part is taken off, and a turn that is not seen well beyond
+    chance counts as unknown.
+    """
+    drift, diffusion = equations.model.drift, equations.model.diffusion
+    dim, root = drift.dim, torch.linalg.inv(torch.linalg.cholesky(covariance))
+    places = drift.n_features, diffusion.get_readout().shape[1] - 1
+
+    def free(transport: Tensor, spreading: Tensor) -> Tensor:
+        """The columns of matrix, offset and level of noise, shape (..., P)."""
+        parts = [transport[..., places[0]:].flatten(-2)]
+        return torch.cat(parts + ([spreading[..., -1]] if places[1] >= 0 else []), -1)
+
+    seen = root @ free(equations.transport, equations.spreading()[0])
+    information, chance = seen.T @ seen, torch.zeros(seen.shape[1], seen.shape[1]).to(seen)
+    for clock, x, count, ends in equations.sampled():
+        x = x[:, :CHANCE_POINTS]
+        of_drift, of_noise = columns_at(drift, clock.flatten(), x), columns_at(diffusion, clock.flatten(), x)
+        parts = []
+        for end in ends:
+            n = x.shape[1]
+            values = end.half * free(torch.einsum("nqd,dnp->nqdp", end.tests.gradients[0, :n], of_drift[:, 0]),
+                                     0.5 * torch.einsum("nqd,dnp->nqdp", end.tests.seconds[0, :n], of_noise[:, 0]))
+            parts.append(torch.einsum("rq,nqp->nrp", root[:, end.place], values - values.mean(0)))
+        both = torch.stack(parts).sum(0)
+        chance += torch.einsum("nra,nrb->ab", both, both) / len(both) / count
+    def known(matrix: Tensor, direction: Tensor) -> float:
+        """What a matrix of information says about the rate along a direction: |b|^4 / b^T I^-1 b."""
+        scale = matrix.diagonal().clamp_min(1e-300).rsqrt()
+        scaled = matrix * scale[:, None] * scale + 1e-9 * torch.eye(len(scale)).to(scale)
+        return 4 / float((scale * direction) @ torch.linalg.solve(scaled, scale * direction))
+
+    least = math.inf
+    for i in range(dim):
+        for j in range(i + 1, dim):
+            turn = torch.zeros(dim, dim + 1).to(seen)
+            turn[i, j], turn[j, i] = 1.0, -1.0
+            direction = torch.cat([turn.flatten(), torch.zeros(seen.shape[1] - turn.numel()).to(seen)])
+            by_chance, in_all = known(chance, direction), known(information, direction)
+            least = min(least, in_all - by_chance if in_all > BEYOND_CHANCE * by_chance else 0.0)
+    return 1 / math.sqrt(least) if least else math.inf
+
+
+def _interval(worse: Array) -> tuple[float, float]:
+    """Where the loss crosses the ends' value on both sides of the best, interpolated in the logarithm of the scale."""
+    best, logs = int(worse.argmin()), np.log(SCALES)
+
+    def crossing(order: range) -> float:
+        inner = best
+        for k in order:
+            if worse[k] > LOSS_AT_ENDS:
+                # The loss is nearly a parabola, its root nearly straight.
+                low, end, high = np.sqrt([worse[inner], LOSS_AT_ENDS, worse[k]])
+                part = (end - low) / (high - low)
+                return float(np.exp(logs[inner] + part * (logs[k] - logs[inner])))
+            inner = k
+        return float(SCALES[inner])
+
+    return crossing(range(best - 1, -1, -1)), crossing(range(best + 1, len(SCALES)))
+
+
+def _gradient_share(model: FokkerPlanckLoss, generator: torch.Generator, seed: int) -> float:
+    """Share of E |f|^2 in gradients of the test functions, mean over times."""
+    t = torch.linspace(0.02, 0.98, NODES, dtype=torch.float64, device=generator.device)
+    x = model.density.spread(t, POINTS, seed)
+    f = model.drift(t[:, None], x)
+    tests = TestFunctions(x.shape[-1], generator)
+    gradients = tests(MovingFrame(x, 1.0), list(range(NODES)), x).gradients
+    columns, right = gradients.permute(0, 1, 3, 2).flatten(1, 2), f.flatten(1)
+    normal = columns.mT @ columns
+    normal = normal + torch.diag_embed(1e-8 * normal.diagonal(dim1=-2, dim2=-1) + 1e-12)
+    weights = torch.cholesky_solve(columns.mT @ right[..., None], torch.linalg.cholesky(normal))
+    left = right - (columns @ weights).squeeze(-1)
+    return float((1 - left.square().sum() / right.square().sum().clamp_min(1e-30)).clamp(0, 1))
+
+
+class _Scaled(KnownDiffusion):
+    """A diffusion at another level, held."""
+
+    def __init__(self, diffusion: AbstractDiffusion, dim: int, scale: float) -> None:
+        super().__init__(torch.ones(dim, dtype=torch.float64))
+        self.diffusion, self.scale = diffusion, scale
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.scale * self.diffusion(t, x)
+
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, slope, bend = self.diffusion.variance(t, x)
+        return self.scale**2 * a, self.scale**2 * slope, self.scale**2 * bend
+
+
+def _miss(model: FokkerPlanckLoss, scale: float, seed: int) -> float:
+    """How far the SDE with scaled noise, its drift solved for again, misses the velocity of its density path."""
+    drift = copy.deepcopy(model.drift)
+    scaled = FokkerPlanckLoss(model.density, drift, _Scaled(model.diffusion, drift.dim, scale))
+    solver = ReadoutSolver(scaled, Ridge(), memory=0.9)
+    generator = torch.Generator(device=drift.offset.device).manual_seed(seed)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        t = torch.rand(32, generator=generator, dtype=torch.float64, device=generator.device)
+        return t, model.density.sample(t, 64, generator)
+
+    for _ in range(ROUNDS * len(solver.systems)):
+        solver.step(*draw(), LossWeights(0.0, 1.0))
+    t, x = draw()
+    terms = model.density.terms(t, x)
+    missed = excess_velocity(terms, drift(t[:, None], x), scaled.diffusion.variance(t[:, None], x))
+    return float(missed.square().mean() / terms.velocity.square().mean())
