@@ -17,7 +17,15 @@ import numpy as np
 
 from fpsde.checkpoint import ModelFileError, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
-from fpsde.evaluation import DISTANCES, LeftOutScore, evaluate_steps, format_left_out, format_scores, leave_one_out
+from fpsde.evaluation import (
+    DISTANCES,
+    LeftOutScore,
+    evaluate_steps,
+    format_fit,
+    format_left_out,
+    format_scores,
+    leave_one_out,
+)
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots, read_snapshots
 from fpsde.train import TrainingError
@@ -148,6 +156,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, fea
         for name in DISTANCES:
             click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
             click.echo()
+        click.echo(format_fit(scores))
         click.echo(f"Mean log-likelihood per point {likelihood:.4f}")
 
 

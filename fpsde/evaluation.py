@@ -22,16 +22,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fpsde.metrics import energy_distance, halves, mmd, transport_midpoint, wasserstein
+from fpsde.metrics import energy_distance, halves, mmd, permutation_test, transport_midpoint, wasserstein
 from fpsde.snapshots import Snapshots
 
-__all__ = ["DISTANCES", "LEFT_OUT_PREDICTIONS", "LeftOutScore", "StepScore", "evaluate_steps", "format_left_out",
-           "format_scores", "leave_one_out"]
+__all__ = ["DISTANCES", "LEFT_OUT_PREDICTIONS", "LeftOutScore", "StepScore", "evaluate_steps", "format_fit",
+           "format_left_out", "format_scores", "leave_one_out"]
 
 Array = NDArray[np.float64]
 
 DISTANCES = {"W1": lambda x, y: wasserstein(x, y, 1), "W2": lambda x, y: wasserstein(x, y, 2), "MMD^2": mmd,
              "energy": energy_distance}
+LEAST_P = 0.005
 PREDICTIONS = ("model", "density", "floor", "carry-forward", "midpoint")
 LEFT_OUT_PREDICTIONS = ("model", "roll-out", "density", "floor", "carry-forward", "midpoint")
 
@@ -54,6 +55,8 @@ class StepScore(NamedTuple):
     points: int
     distances: dict[str, dict[str, float]]
     """By name of the distance and of the prediction; NaN where there is no such prediction."""
+    p_value: float
+    """Of the permutation test that predicted and observed points come from one law; uniform if the model is true."""
 
 
 class LeftOutScore(NamedTuple):
@@ -102,7 +105,8 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
                      for name, distance in DISTANCES.items()}
         for row in distances.values():
             row.setdefault("midpoint", float("nan"))
-        scores.append(StepScore(start, end, count, distances))
+        p_value = permutation_test(predictions["model"] / scale, observed / scale, np.random.default_rng([seed, j]))
+        scores.append(StepScore(start, end, count, distances, p_value))
     return scores
 
 
@@ -168,6 +172,16 @@ def format_left_out(scores: list[LeftOutScore]) -> str:
     for name, points, row in rows:
         lines.append("  ".join([f"{name:>8}", f"{points:>6}", *(f"{row[who]:13.3f}" for who in LEFT_OUT_PREDICTIONS)]))
     return "\n".join(lines)
+
+
+def format_fit(scores: list[StepScore]) -> str:
+    """Says in one sentence at which steps the predicted points differ from the observed ones by more than chance."""
+    shown = ", ".join(f"{score.start:g} -> {score.end:g} p = {score.p_value:.3g}" for score in scores)
+    # Bonferroni: one chance in a hundred over all steps together.
+    rejected = sum(score.p_value <= max(0.01 / len(scores), LEAST_P) for score in scores)
+    verdict = (f"predicted and observed points differ by more than chance at {rejected} of {len(scores)} steps" if rejected
+               else "at no step do predicted and observed points differ by more than chance")
+    return f"Test of fit (MMD, {scores[0].points} points, permutations): {shown}; {verdict}."
 
 
 def format_scores(scores: list[StepScore], distance: str = "W1") -> str:

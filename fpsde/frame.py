@@ -19,7 +19,7 @@ __all__ = ["NODES", "MovingFrame", "TestFunctions", "Tested", "lobatto"]
 NODES = 6
 MAX_PRODUCTS = 60
 MAX_WAVES = 60
-WAVES, WAVES_PER_DIM = 20, 10
+WAVES = 10
 FULL_FRAME_UP_TO = 20
 
 
@@ -74,7 +74,7 @@ class TestFunctions:
     __test__ = False
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
-        n_waves = _n_waves(dim)
+        n_waves = min(WAVES * dim, MAX_WAVES)
         device, dtype = generator.device, torch.float64
         self.waves = torch.randn(n_waves, dim, generator=generator, dtype=dtype, device=device)
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
@@ -91,7 +91,7 @@ class TestFunctions:
     def how_many(dim: int) -> int:
         """Returns the number of functions in d dimensions."""
         products = dim * (dim + 1) // 2
-        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + _n_waves(dim)
+        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + min(WAVES * dim, MAX_WAVES)
 
     def values(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tensor:
         """Returns the functions' values, shape (M, N, Q), at points x of shape (M, N, d) at M nodes."""
@@ -118,11 +118,6 @@ class TestFunctions:
                        -sine[..., None] * waves[:, None]], -2),
             torch.cat([torch.zeros(*shape, d, d).to(y), (2 * rows_i * rows_j).expand(*shape, -1, d),
                        -cosine[..., None] * waves.square()[:, None]], -2))
-
-
-def _n_waves(dim: int) -> int:
-    """Few functions leave much of what the points say unused, and many make the equations slow to solve."""
-    return min(WAVES + WAVES_PER_DIM * dim, MAX_WAVES)
 
 
 def lobatto(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -99,11 +99,11 @@ class Identifiability(NamedTuple):
         else:
             noise = (f"The snapshots hardly tell the noise level: {ends[0]} to {ends[1]} times the fitted one explains "
                      "them about as well.")
-        share = (f"{100 * self.gradient_share:.0f} % of the drift is a gradient, which each snapshot fixes once the noise is "
-                 "known")
+        share = (f"{100 * self.gradient_share:.0f} % of the drift is a gradient, which each snapshot fixes once the noise "
+                 "is known")
         if self.assumption.startswith("none"):
-            drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves it "
-                     "out.")
+            drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves "
+                     "it out.")
         elif math.isnan(self.turning):
             drift = f"{share}; the rest is fixed only by drift and noise being the same at all times."
         elif self.turning_known:

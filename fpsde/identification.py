@@ -116,7 +116,7 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     else:
         fit.train_path(PATH_SHARE)
         if config.solve and MomentEquations.fits(fit.model, len(data.times)):
-            fit.solve_nets(rounds=6)
+            fit.solve_nets(rounds=8)
             fit.refine_path(0.5)
             fit.solve_nets(rounds=4)
             fit.refine_path(1.0)

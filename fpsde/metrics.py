@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
-__all__ = ["energy_distance", "halves", "mmd", "optimal_pairs", "transport_midpoint", "transport_plan", "wasserstein"]
+__all__ = ["energy_distance", "halves", "mmd", "optimal_pairs", "permutation_test", "transport_midpoint",
+           "transport_plan", "wasserstein"]
 
 Array = NDArray[np.float64]
 
@@ -106,6 +107,32 @@ def mmd(x: Array, y: Array, bandwidth: float | None = None) -> float:
         bandwidth = float(np.sqrt(np.median(np.concatenate([within_x, within_y, between.ravel()])))) or 1.0
     kernels = (np.exp(-0.5 * squared / bandwidth**2).mean() for squared in (within_x, within_y, between))
     return float(next(kernels) + next(kernels) - 2 * next(kernels))
+
+
+def permutation_test(x: Array, y: Array, rng: np.random.Generator, permutations: int = 199) -> float:
+    """Tests whether two samples come from one law, by the maximum mean discrepancy under permutations of their points.
+
+    If they do, and points are independent, the p-value is uniform on multiples of 1 / (permutations + 1), whatever the law.
+
+    Arguments:
+        x: points, shape (n, d).
+        y: points, shape (m, d).
+        rng: draws the permutations.
+        permutations: how many.
+
+    Returns:
+        The p-value: the share of permutations, the observed one included, whose discrepancy is at least as large.
+    """
+    _check(x, y)
+    both = np.concatenate([x, y])
+    squared = cdist(both, both, "sqeuclidean")
+    width = np.median(squared[np.triu_indices(len(both), 1)]) or 1.0
+    kernel = np.exp(-0.5 * squared / width)
+    signs = np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))])
+    labels = np.stack([signs, *(rng.permutation(signs) for _ in range(permutations))])
+    discrepancies = ((labels @ kernel) * labels).sum(1)
+    # Sums in another order differ in their last digits.
+    return float((discrepancies >= discrepancies[0] * (1 - 1e-12)).mean())
 
 
 def transport_midpoint(x: Array, y: Array, fraction: float = 0.5) -> tuple[Array, Array]:

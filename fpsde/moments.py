@@ -166,7 +166,7 @@ class MomentEquations:
         return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
 
     def sampled(self) -> Iterator[tuple[Tensor, Tensor, int, list[_End]]]:
-        """For every snapshot its time (1, 1), points of its law (1, N, d), its number of points and the equations it is in."""
+        """For every snapshot its time (1, 1), points of its law (1, N, d), its number of points and its equations."""
         for j, x in enumerate(self.drawn):
             yield self.times[[j]][:, None], x, self.counts[j], [
                 _End(interval.tests(interval.frame, node, x), place, sign, 0.5 * interval.span)

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fpsde.metrics import energy_distance, halves, mmd, optimal_pairs, transport_midpoint, wasserstein
+from fpsde.metrics import (
+    energy_distance,
+    halves,
+    mmd,
+    optimal_pairs,
+    permutation_test,
+    transport_midpoint,
+    wasserstein,
+)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -62,3 +70,12 @@ def test_bad_samples(rng):
         wasserstein(np.zeros((3, 2)), np.zeros((3, 1)))
     with pytest.raises(ValueError, match="equal size"):
         optimal_pairs(np.zeros((3, 2)), np.zeros((4, 2)))
+
+
+def test_p_values_are_uniform_under_one_law_and_small_under_two(rng):
+    """300 pairs of samples from one law, heavy-tailed: Kolmogorov-Smirnov at a level of one in a million."""
+    same = [permutation_test(rng.standard_t(3, (15, 2)), rng.standard_t(3, (25, 2)), rng, 99) for _ in range(300)]
+    spread = rng.uniform(0, 0.01, 300)
+    assert stats.kstest(np.array(same) - spread, "uniform").pvalue > 1e-6
+    shifted = [permutation_test(rng.normal(size=(60, 2)), rng.normal(size=(60, 2)) + 1, rng, 99) for _ in range(10)]
+    assert max(shifted) == pytest.approx(0.01)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
-from fpsde.evaluation import evaluate_steps, format_scores
+from fpsde.evaluation import evaluate_steps, format_fit, format_scores
 from fpsde.plotting import save_figures
 
 
@@ -43,3 +43,11 @@ def test_scores_of_a_model_that_is_right_and_of_one_that_is_not(rng):
     assert np.isnan(scores[1].distances["W1"]["midpoint"])
     wrong = format_scores(evaluate_steps(Truth(wander=1.0), data))
     assert "does not yet follow its own density" in wrong
+
+
+def test_test_of_fit_rejects_only_the_wrong_model(rng):
+    t = np.repeat([0.0, 1.0, 2.0], 300)
+    data = Snapshots.of(rng.normal(size=(900, 2)) + t[:, None], t)
+    right, wrong = evaluate_steps(Truth(), data), evaluate_steps(Truth(wander=1.0), data)
+    assert "at no step" in format_fit(right)
+    assert "at 2 of 2 steps" in format_fit(wrong)
