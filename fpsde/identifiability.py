@@ -13,7 +13,7 @@ same at all times it can be measured how far it does:
 A drift that is free in time follows any path under any noise: there the profile shows how little changes.
 
 References:
-    Which marginals identify drift and diffusion: Lavenant, Zhang, Kim & Schiebinger, Towards a mathematical theory of
+    Which marginals identify drift and diffusion: Lavenant, Zhang, Kim & Schiebinger, Toward a mathematical theory of
     trajectory inference (2024), https://doi.org/10.1214/23-AAP1969
     Inferring parameters by profile likelihood: Raue et al. (2009), https://doi.org/10.1093/bioinformatics/btp358
 """
