@@ -153,3 +153,22 @@ def test_leave_one_out_takes_no_model(folder):
         result = run("evaluate", *arguments)
         assert result.exit_code == 2
         assert "DATA with --leave-one-out and no model" in result.output
+
+
+def test_info_with_data_says_what_they_cannot_tell(folder, tmp_path):
+    result = run("info", folder / "m.fpsde", folder / "data.csv", "--time", "day", "--figure", tmp_path / "profile.png")
+    assert result.exit_code == 0, result.output
+    assert "do not tell the noise level" in result.output
+    assert (tmp_path / "profile.png").stat().st_size > 5000
+    refused("info", folder / "m.fpsde", "--figure", tmp_path / "other.png")
+    refused("info", folder / "m.fpsde", folder / "data.csv", "--time", "day", "--figure", tmp_path / "other.txt")
+    assert not (tmp_path / "other.txt").exists()
+
+
+def test_a_model_of_arrays_takes_all_columns_of_a_file(folder, tmp_path):
+    result = run("fit", folder / "data.npz", "-o", tmp_path / "m.fpsde", "--steps", 10, "--components", 2, "--device", "cpu",
+                 "--quiet")
+    assert result.exit_code == 0, result.output
+    result = run("evaluate", tmp_path / "m.fpsde", folder / "data.csv", "--time", "day", "--points", 10)
+    assert result.exit_code == 0, result.output
+    assert "Test of fit" in result.output
