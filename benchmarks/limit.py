@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from recovery import SYSTEMS
 from scipy.interpolate import BSpline
 from scipy.linalg import expm
+from systems import CORE
 
 Array = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ def splines(n: int) -> Array:
 
 def bound(n_drift: int, n_noise: int) -> tuple[float, float]:
     """Lowest relative RMS errors of drift and noise with so many splines for each."""
-    system = next(s for s in SYSTEMS if s.name == "double well, 1-D")
+    system = next(s for s in CORE if s.name == "double well, 1-D")
     f, g = (field(GRID[:, None])[:, 0] for field in (system.drift, system.diffusion))
     start = np.exp(-0.5 * (GRID / 0.3) ** 2)
     start, gap, count = start / start.sum(), system.duration / 10, 11

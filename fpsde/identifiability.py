@@ -8,7 +8,8 @@ same at all times it can be measured how far it does:
   moments' misfit says how much worse the snapshots are explained, and 1.92 marks the ends of the noise's interval;
 - the drift is projected on gradients under the density of every time: that part each marginal fixes by itself, given the
   noise; the rest circulates;
-- a turn of the whole population about its centre is added, and the equations say how precisely its rate is known.
+- a turn of the whole population about its centre is added, with the drift's bends as they are, and the equations say how
+  precisely its rate is known.
 
 A drift that is free in time follows any path under any noise: there the profile shows how little changes.
 
@@ -94,8 +95,8 @@ class Identifiability(NamedTuple):
             noise = ("The snapshots do not tell the noise level: a drift free in time can make up for any; least kinetic "
                      "energy of the drift chose it.")
         elif self.noise_known:
-            noise = (f"The noise level is known to between {ends[0]} and {ends[1]} times the fitted one, given that drift "
-                     "and noise are the same at all times.")
+            noise = (f"The level of the noise, its shape as fitted, is known to between {ends[0]} and {ends[1]} times the "
+                     "fitted one, given that drift and noise are the same at all times.")
         else:
             noise = (f"The snapshots hardly tell the noise level: {ends[0]} to {ends[1]} times the fitted one explains "
                      "them about as well.")
@@ -172,13 +173,13 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
         return misfit, math.nan
     if drift.dim == 1:
         return misfit, 0.0
-    # Everything but the linear part takes what it may; the level of noise is as free as the linear part.
-    others = [kernel for is_free, kernel in zip(free, kernels, strict=True) if not is_free]
-    return misfit, _turning_error(equations, sum(others, allowed * noise))
+    return misfit, _turning_error(equations, allowed * noise)
 
 
 def _turning_error(equations: MomentEquations, covariance: Tensor) -> float:
     """The largest standard error over planes of the rate of a turn, all other linear motions and the noise being free.
+
+    Bends of the drift are as fitted: free ones could stand in for any turn.
 
     The derivatives of the equations are means over samples themselves: what they seem to know is partly chance (a round
     cloud of finitely many points is never quite round). That part is taken off, and a turn that is not seen well beyond
