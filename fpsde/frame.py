@@ -18,7 +18,7 @@ __all__ = ["NODES", "MovingFrame", "TestFunctions", "Tested", "lobatto"]
 
 NODES = 6
 MAX_PRODUCTS = 60
-MAX_WAVES = 60
+MAX_WAVES = 75
 WAVES = 10
 FULL_FRAME_UP_TO = 20
 
@@ -74,9 +74,12 @@ class TestFunctions:
     __test__ = False
 
     def __init__(self, dim: int, generator: torch.Generator) -> None:
-        n_waves = min(WAVES * dim, MAX_WAVES)
+        n_waves = _how_many_waves(dim)
         device, dtype = generator.device, torch.float64
         self.waves = torch.randn(n_waves, dim, generator=generator, dtype=dtype, device=device)
+        # In a unit cloud their angle is to spread by as much in many dimensions as in two: the mean of a wave that turns many
+        # times over the cloud is nought, and its error is not.
+        self.waves *= math.sqrt(2 / max(dim, 2))
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
         pairs = torch.triu_indices(dim, dim, device=device)
         if pairs.shape[1] > MAX_PRODUCTS:
@@ -91,7 +94,7 @@ class TestFunctions:
     def how_many(dim: int) -> int:
         """Returns the number of functions in d dimensions."""
         products = dim * (dim + 1) // 2
-        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + min(WAVES * dim, MAX_WAVES)
+        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + _how_many_waves(dim)
 
     def values(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tensor:
         """Returns the functions' values, shape (M, N, Q), at points x of shape (M, N, d) at M nodes."""
@@ -118,6 +121,11 @@ class TestFunctions:
                        -sine[..., None] * waves[:, None]], -2),
             torch.cat([torch.zeros(*shape, d, d).to(y), (2 * rows_i * rows_j).expand(*shape, -1, d),
                        -cosine[..., None] * waves.square()[:, None]], -2))
+
+
+def _how_many_waves(dim: int) -> int:
+    """Ten a coordinate; with many products there is no room for them: each further equation brings sampling error."""
+    return min(WAVES * dim, MAX_WAVES - min(dim * (dim + 1) // 2, MAX_PRODUCTS))
 
 
 def lobatto(n: int) -> tuple[np.ndarray, np.ndarray]:
