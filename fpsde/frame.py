@@ -77,8 +77,8 @@ class TestFunctions:
         n_waves = _how_many_waves(dim)
         device, dtype = generator.device, torch.float64
         self.waves = torch.randn(n_waves, dim, generator=generator, dtype=dtype, device=device)
-        # In a unit cloud their angle is to spread by as much in many dimensions as in two: the mean of a wave that turns many
-        # times over the cloud is nought, and its error is not.
+        # In a unit cloud their angle is to spread by as much in many dimensions as in two: the mean of a wave that turns
+        # many times over the cloud is nought, and its error is not.
         self.waves *= math.sqrt(2 / max(dim, 2))
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
         pairs = torch.triu_indices(dim, dim, device=device)
