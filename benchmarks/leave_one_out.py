@@ -10,12 +10,11 @@ Defaults of the estimator; nothing is chosen on a left-out time.
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
+from scores import heading
 
 from fpsde import FokkerPlanckSDE, read_snapshots
 from fpsde.evaluation import LEFT_OUT_PREDICTIONS, LeftOutScore, leave_one_out
@@ -54,18 +53,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    lines = heading(f"Leave one time out: {arguments.data.name}",
+                    f"python benchmarks/leave_one_out.py {arguments.data.name} --seeds {arguments.seeds}")
 
     def report(score: LeftOutScore) -> None:
         shown = ", ".join(f"{name} {value:.3f}" for name, value in score.distances.items())
         print(f"without {score.time:g}, seed {score.seed}, {score.seconds:.0f} s: {shown}", flush=True)
 
     scores = leave_one_out(fit, read_snapshots(arguments.data), seeds=range(arguments.seeds), report=report)
-    lines = [f"# Leave one time out: {arguments.data.name}", "",
-             f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python {platform.python_version()}, torch "
-             f"{torch.__version__}, commit {commit.strip()}", "",
-             f"`python benchmarks/leave_one_out.py {arguments.data.name} --seeds {arguments.seeds}`", "",
-             "Exact W1 to all points of the left-out time, coordinates in standard deviations.", "", *table(scores)]
+    lines += ["Exact W1 to all points of the left-out time, coordinates in standard deviations.", "", *table(scores)]
     print("\n".join(lines))
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")

@@ -10,8 +10,6 @@ square over points of the true density, and how far it varies over them.
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from likelihood import maximum_likelihood
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter
-from scores import relative_error
+from scores import heading, relative_error
 from systems import Array, rotating
 
 from fpsde import FokkerPlanckSDE
@@ -139,19 +137,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).resolve().parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    lines = heading("Noise over a factor of a hundred", f"python benchmarks/noise_range.py --points {arguments.points} "
+                    f"--steps {arguments.steps} --seed {arguments.seed}")
     results, begin = [], time.monotonic()
     for scale in SCALES:
         results.append(estimates(scale, arguments.points, arguments.steps, arguments.seed))
         print(row(scale, results[-1]), f"{time.monotonic() - begin:.0f} s", flush=True)
-    lines = ["# Noise over a factor of a hundred", "",
-             f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python {platform.python_version()}, torch "
-             f"{torch.__version__}, commit {commit.strip()}", "",
-             f"`python benchmarks/noise_range.py --points {arguments.points} --steps {arguments.steps} --seed "
-             f"{arguments.seed}`", "",
-             "2-D rotating Ornstein-Uhlenbeck process, its noise scaled. g: root mean square over the true density, both "
-             "coordinates; relative RMS errors of g and of the drift in %.", "", *table(results), "",
-             "![Learned against true noise](noise_range.png)"]
+    lines += ["2-D rotating Ornstein-Uhlenbeck process, its noise scaled. g: root mean square over the true density, both "
+              "coordinates; relative RMS errors of g and of the drift in %.", "", *table(results), "",
+              "![Learned against true noise](noise_range.png)"]
     (arguments.output / "noise_range.md").write_text("\n".join(lines) + "\n")
     draw(results, arguments.output / "noise_range.png", arguments.points)
 

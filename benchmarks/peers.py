@@ -32,12 +32,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +42,7 @@ import numpy as np
 import torch
 from leave_one_out import SHARED
 from numpy.typing import NDArray
+from scores import heading
 from torch import Tensor, nn
 
 from fpsde import FokkerPlanckSDE, read_snapshots
@@ -287,16 +285,9 @@ def draw(scores: list[Score], path: Path) -> None:
     plt.close(figure)
 
 
-def report_lines(scores: list[Score], commit: str, arguments: argparse.Namespace) -> list[str]:
+def report_lines(scores: list[Score], head: list[str], steps: int) -> list[str]:
     """The results file."""
-    data, steps, curve = arguments.data, arguments.steps, arguments.curve
-    command = f"OMP_NUM_THREADS=1 python benchmarks/peers.py {data.name} --seeds {arguments.seeds}"
-    command += f" --steps {steps}" * (steps != STEPS) + f" --rate {arguments.rate}" * (arguments.rate != LEARNING_RATE)
-    command += f" --curve {curve.name}" if curve else ""
-    lines = [f"# fpsde and its peers, one time left out: {data.name}", "",
-             f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python {platform.python_version()}, torch "
-             f"{torch.__version__}, torchcfm {version('torchcfm')}, POT {version('POT')}, commit {commit.strip()}", "",
-             f"`{command}`", "",
+    lines = [*head,
              "Exact W1 to all points of the left-out time, coordinates in standard deviations, mean over seeds (least to "
              "largest); processor seconds of training and push on one thread.", "", *table(scores)]
     for name, rows in curve_rows(scores).items():
@@ -320,13 +311,15 @@ def main() -> None:
     except ImportError as error:
         parser.error(f"the peers need more ({error}): pip install 'POT>=0.9.5' and pip install --no-deps torchcfm")
     torch.set_num_threads(1)
-    # Asked once: what is committed while this runs is not what runs.
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    data = read_snapshots(arguments.data)
+    data, steps, curve = read_snapshots(arguments.data), arguments.steps, arguments.curve
+    command = f"OMP_NUM_THREADS=1 python benchmarks/peers.py {arguments.data.name} --seeds {arguments.seeds}"
+    command += f" --steps {steps}" * (steps != STEPS) + f" --rate {arguments.rate}" * (arguments.rate != LEARNING_RATE)
+    command += f" --curve {curve.name}" if curve else ""
+    head = heading(f"fpsde and its peers, one time left out: {arguments.data.name}", command, ("torch", "torchcfm", "POT"))
     scores: list[Score] = []
 
     def results() -> str:
-        return "\n".join(report_lines(scores, commit, arguments))
+        return "\n".join(report_lines(scores, head, steps))
 
     def report(score: Score) -> None:
         scores.append(score)
@@ -337,12 +330,12 @@ def main() -> None:
 
     for seed in range(arguments.seeds):
         score_own(data, seed, report)
-        shares = CHECKPOINTS if arguments.curve and seed == 0 else ()
+        shares = CHECKPOINTS if curve and seed == 0 else ()
         for peer in (replace(peer, rate=arguments.rate) for peer in PEERS):
             for left_out in data.times[1:-1].tolist():
-                score_peer(peer, data, left_out, seed, arguments.steps, report, shares)
+                score_peer(peer, data, left_out, seed, steps, report, shares)
         if shares:
-            draw(scores, arguments.curve)
+            draw(scores, curve)
     print(results())
 
 

@@ -14,21 +14,18 @@ systems, up to 20-D, more or fewer snapshots and points, and the maximum-likelih
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from baseline import linear_baseline
-from scores import relative_error, spread
+from scores import heading, matches, relative_error, spread
 from systems import CORE, System
 from wide import wide_table
 
 from fpsde import FokkerPlanckSDE, read_snapshots
 
-SYSTEMS = CORE
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "lv.npz"
 
 
@@ -58,7 +55,7 @@ def core_table(arguments: argparse.Namespace) -> list[str]:
              "|---|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for system in CORE:
-        if arguments.only not in system.name:
+        if not matches(system.name, arguments.only):
             continue
         if "lv.npz" in system.name and not arguments.lotka_volterra.is_file():
             print(f"{arguments.lotka_volterra} is not there: {system.name} left out; name it with --lotka-volterra")
@@ -92,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--snapshots", type=numbers, help="wide: how many, 11 if left out")
     parser.add_argument("--points", type=numbers, help="wide: in a snapshot, 2000 if left out")
     parser.add_argument("--no-given", action="store_true", help="wide: without the fits that are told the diffusion")
-    parser.add_argument("--only", default="", help="part of a system's name; in wide several, separated by ;")
+    parser.add_argument("--only", default="", help="part of a system's name, or several separated by ;")
     parser.add_argument("--lotka-volterra", type=Path, default=SHARED)
     parser.add_argument("-o", "--output", type=Path)
     return parser
@@ -104,16 +101,13 @@ def main() -> None:
     if arguments.suite == "core" and (arguments.snapshots or arguments.points):
         parser().error("--snapshots and --points go with --suite wide; core has 11 snapshots of 200 or 2000 points")
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     command = f"--seeds {arguments.seeds} --steps {arguments.steps} --components {arguments.components} " \
               f"--diffusion {arguments.diffusion}"
     if arguments.suite == "wide":
         arguments.snapshots, arguments.points = arguments.snapshots or [11], arguments.points or [2000]
         command = f"--suite wide {command} --snapshots {','.join(map(str, arguments.snapshots))} --points " \
                   f"{','.join(map(str, arguments.points))}{' --no-given' if arguments.no_given else ''}"
-    lines = ["# Recovery of drift and diffusion", "",
-             f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python {platform.python_version()}, torch "
-             f"{torch.__version__}, commit {commit.strip()}", "", f"`python benchmarks/recovery.py {command}`", ""]
+    lines = heading("Recovery of drift and diffusion", f"python benchmarks/recovery.py {command}")
     print("\n".join(lines), flush=True)
     lines += wide_table(arguments) if arguments.suite == "wide" else core_table(arguments)
     if arguments.output:

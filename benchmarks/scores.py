@@ -1,13 +1,30 @@
-"""Errors against a known truth, and how tables show them."""
+"""Errors against a known truth, and how tables show them and say where they come from."""
 
 from __future__ import annotations
 
+import platform
+import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
+import torch
 from systems import Array
 
-__all__ = ["relative_error", "spread"]
+__all__ = ["heading", "matches", "relative_error", "spread"]
+
+
+def heading(title: str, command: str, packages: Sequence[str] = ("torch",)) -> list[str]:
+    """The lines above a table: machine, versions, commit and command. Ask early: what runs is what is committed by then."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return [f"# {title}", "", f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python "
+            f"{platform.python_version()}, {versions}, commit {commit.strip()}", "", f"`{command}`", ""]
+
+
+def matches(name: str, only: str) -> bool:
+    """Whether a name holds one of the parts that ; separates."""
+    return any(part.strip() in name for part in only.split(";"))
 
 
 def relative_error(value: Array, truth: Array) -> float:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from baseline import linear_baseline
 from likelihood import maximum_likelihood
-from scores import relative_error, spread
+from scores import matches, relative_error, spread
 from systems import WIDE, Array, System
 
 from fpsde import FokkerPlanckSDE
@@ -117,7 +117,7 @@ def wide_table(arguments: argparse.Namespace) -> list[str]:
              "| floor | linear moments: drift | diffusion | s per fit | |", "|" + 15 * "---|"]
     print("\n".join(lines), flush=True)
     for system in WIDE:
-        if not any(part.strip() in f"{system.name}, {system.dim}-D" for part in arguments.only.split(";")):
+        if not matches(f"{system.name}, {system.dim}-D", arguments.only):
             continue
         for snapshots in arguments.snapshots:
             for points in arguments.points:

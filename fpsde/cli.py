@@ -228,10 +228,13 @@ def _read(data: str, time: str | None, features: str | None) -> Snapshots:
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None) -> Snapshots:
     """Reads data with the model's own columns."""
-    unnamed = model.names_ == tuple(f"x{i + 1}" for i in range(model.n_features_in_))
-    # A model of arrays has made up its names: then all columns of the file are meant.
-    features = model.names_ if Path(path).suffix.lower() == ".csv" and not unnamed else ()
-    snapshots = read_snapshots(path, time, features)
+    try:
+        snapshots = read_snapshots(path, time, model.names_ if Path(path).suffix.lower() == ".csv" else ())
+    except SnapshotError:
+        if model.names_ != tuple(f"x{i + 1}" for i in range(model.n_features_in_)):
+            raise
+        # A model of arrays has made up its names: then all columns of the file are meant.
+        snapshots = read_snapshots(path, time)
     if snapshots.dim != model.n_features_in_:
         raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
     return Snapshots(snapshots.x, snapshots.t, model.names_)

@@ -243,9 +243,11 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             y: the time of each point, shape (n,).
 
         Raises:
-            ValueError: if a loaded model is asked without points.
+            ValueError: if a loaded model is asked without points, or if points or times are given alone.
         """
         check_is_fitted(self, "sde_")
+        if (X is None) != (y is None):
+            raise ValueError("X and y go together: give the points and their times, or neither")
         if X is None or y is None:
             if self._data is None:
                 raise ValueError("a model file holds no points: give the X and y that the model was fitted to")

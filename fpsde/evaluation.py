@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 
 DISTANCES = {"W1": lambda x, y: wasserstein(x, y, 1), "W2": lambda x, y: wasserstein(x, y, 2), "MMD^2": mmd,
              "energy": energy_distance}
-LEAST_P = 0.005
+LEVEL = 0.01
 PREDICTIONS = ("model", "density", "floor", "carry-forward", "midpoint")
 LEFT_OUT_PREDICTIONS = ("model", "roll-out", "density", "floor", "carry-forward", "midpoint")
 
@@ -105,7 +105,9 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
                      for name, distance in DISTANCES.items()}
         for row in distances.values():
             row.setdefault("midpoint", float("nan"))
-        p_value = permutation_test(predictions["model"] / scale, observed / scale, np.random.default_rng([seed, j]))
+        # As many permutations as the level of a single step asks for.
+        p_value = permutation_test(predictions["model"] / scale, observed / scale, np.random.default_rng([seed, j]),
+                                   round((len(times) - 1) / LEVEL) - 1)
         scores.append(StepScore(start, end, count, distances, p_value))
     return scores
 
@@ -178,7 +180,7 @@ def format_fit(scores: list[StepScore]) -> str:
     """Says in one sentence at which steps the predicted points differ from the observed ones by more than chance."""
     shown = ", ".join(f"{score.start:g} -> {score.end:g} p = {score.p_value:.3g}" for score in scores)
     # Bonferroni: one chance in a hundred over all steps together.
-    rejected = sum(score.p_value <= max(0.01 / len(scores), LEAST_P) for score in scores)
+    rejected = sum(score.p_value <= LEVEL / len(scores) * (1 + 1e-9) for score in scores)
     verdict = (f"predicted and observed points differ by more than chance at {rejected} of {len(scores)} steps" if rejected
                else "at no step do predicted and observed points differ by more than chance")
     return f"Test of fit (MMD, {scores[0].points} points, permutations): {shown}; {verdict}."

@@ -45,8 +45,6 @@ class Explained(NamedTuple):
     misfit: float
     """Square of what is left, in units of all noise, over the degrees of freedom that are left."""
     log_evidence: float
-    inverse: Tensor
-    """S^-1, shape (n, n)."""
 
 
 def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds: int = 60) -> Explained:
@@ -77,4 +75,4 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
     # What is left is e = whole u, and in units of that noise its square is u^T whole u.
     misfit = float(dual @ whole @ dual) / max(float((inverse * whole).sum()), 1.0)
     evidence = -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum())
-    return Explained(variances, dual, misfit, evidence, inverse)
+    return Explained(variances, dual, misfit, evidence)

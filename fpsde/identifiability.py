@@ -35,7 +35,7 @@ from fpsde.evidence import explain
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.hollow import FREE, LINEAR
-from fpsde.moments import MomentEquations, columns_at, path_error, priors
+from fpsde.moments import MomentEquations, coefficients, columns_at, path_error, priors
 from fpsde.projection import ReadoutSolver, Ridge
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
@@ -56,8 +56,8 @@ ROUNDS = 15
 class Identifiability(NamedTuple):
     """How far the snapshots and the assumption in force fix noise and drift."""
 
-    assumption: str
-    """What splits drift and noise."""
+    autonomous: bool
+    """Whether drift and noise are taken to be the same at all times; else only least kinetic energy splits them."""
     scales: Array
     """Multiples of the fitted noise level that were tried, shape (k,)."""
     worse: Array
@@ -91,7 +91,7 @@ class Identifiability(NamedTuple):
                 f"{high:.3g} or more")
         if self.noise_given:
             noise = "The noise was given."
-        elif self.assumption.startswith("none"):
+        elif not self.autonomous:
             noise = ("The snapshots do not tell the noise level: a drift free in time can make up for any; least kinetic "
                      "energy of the drift chose it.")
         elif self.noise_known:
@@ -102,7 +102,7 @@ class Identifiability(NamedTuple):
                      "them about as well.")
         share = (f"{100 * self.gradient_share:.0f} % of the drift is a gradient, which each snapshot fixes once the noise "
                  "is known")
-        if self.assumption.startswith("none"):
+        if not self.autonomous:
             drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves "
                      "it out.")
         elif math.isnan(self.turning):
@@ -133,12 +133,12 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
     share = _gradient_share(model, generator, seed)
     if model.drift.time:
         worse = np.array([_miss(model, float(scale), seed) for scale in SCALES[::4]])
-        return Identifiability("none but least kinetic energy of the drift", SCALES[::4], worse,
+        return Identifiability(False, SCALES[::4], worse,
                                (float(SCALES[0]), float(SCALES[-1])), given, share, math.inf, span)
     equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator)
     misfit, turning = _profile(equations)
     worse = np.array(misfit) - min(misfit)
-    return Identifiability("drift and noise are the same at all times", SCALES, worse, _interval(worse), given, share,
+    return Identifiability(True, SCALES, worse, _interval(worse), given, share,
                            turning / span, span)
 
 
@@ -146,7 +146,7 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     """Half the misfit at every scale of the noise, and the standard error of the rate of turning."""
     model, drift = equations.model, equations.model.drift
     fitted, readout = model.diffusion, drift.get_readout()
-    spread, noise = equations.spreading()[1], equations.noise()
+    (spreading, spread), noise = equations.spreading(), equations.noise()
     groups = priors(equations.transport, drift.groups())
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
     free = [kind in (LINEAR, FREE) for kind in drift.groups().unique().tolist()]
@@ -160,11 +160,8 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     for scale in SCALES:
         observed = equations.change - equations.moved - scale**2 * spread
         dual = torch.linalg.solve(allowed * noise + bent, observed)
-        values = torch.zeros_like(readout)
-        for (columns, _), variance in zip(groups, start.variances[1:], strict=True):
-            values[:, columns] = variance * torch.einsum("qdp,q->dp", equations.transport[:, :, columns], dual)
         # More noise and more drift make the correction of the path noisier: the weights are those of this scale.
-        drift.set_readout(values)
+        drift.set_readout(coefficients(equations.transport, groups, start.variances[1:], dual))
         model.diffusion = _Scaled(fitted, drift.dim, float(scale))
         misfit.append(0.5 * float(observed @ torch.linalg.solve(allowed * equations.noise() + bent, observed)))
     drift.set_readout(readout)
@@ -173,10 +170,10 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
         return misfit, math.nan
     if drift.dim == 1:
         return misfit, 0.0
-    return misfit, _turning_error(equations, allowed * noise)
+    return misfit, _turning_error(equations, spreading, allowed * noise)
 
 
-def _turning_error(equations: MomentEquations, covariance: Tensor) -> float:
+def _turning_error(equations: MomentEquations, spreading: Tensor, covariance: Tensor) -> float:
     """The largest standard error over planes of the rate of a turn, all other linear motions and the noise being free.
 
     Bends of the drift are as fitted: free ones could stand in for any turn.
@@ -194,7 +191,7 @@ def _turning_error(equations: MomentEquations, covariance: Tensor) -> float:
         parts = [transport[..., places[0]:].flatten(-2)]
         return torch.cat(parts + ([spreading[..., -1]] if places[1] >= 0 else []), -1)
 
-    seen = root @ free(equations.transport, equations.spreading()[0])
+    seen = root @ free(equations.transport, spreading)
     information, chance = seen.T @ seen, torch.zeros(seen.shape[1], seen.shape[1]).to(seen)
     for clock, x, count, ends in equations.sampled():
         x = x[:, :CHANCE_POINTS]
@@ -207,6 +204,7 @@ def _turning_error(equations: MomentEquations, covariance: Tensor) -> float:
             parts.append(torch.einsum("rq,nqp->nrp", root[:, end.place], values - values.mean(0)))
         both = torch.stack(parts).sum(0)
         chance += torch.einsum("nra,nrb->ab", both, both) / len(both) / count
+
     def known(matrix: Tensor, direction: Tensor) -> float:
         """What a matrix of information says about the rate along a direction: |b|^4 / b^T I^-1 b."""
         scale = matrix.diagonal().clamp_min(1e-300).rsqrt()

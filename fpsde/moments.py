@@ -31,7 +31,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
 from fpsde.hollow import FREE, HollowNet
 
-__all__ = ["MomentEquations", "columns_at", "path_error", "priors", "solve_moments"]
+__all__ = ["MomentEquations", "coefficients", "columns_at", "path_error", "priors", "solve_moments"]
 
 POINTS = 1024
 MOST_POINTS = 16384
@@ -231,13 +231,21 @@ def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: flo
     return groups
 
 
+def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
+    """Returns the readouts that the evidence's dual stands for, shape (d, P); those in no group are zero."""
+    values = torch.zeros(matrix.shape[1:]).to(matrix)
+    for (columns, _), variance in zip(groups, variances, strict=True):
+        values[:, columns] = variance * torch.einsum("qdp,q->dp", matrix[:, :, columns], dual)
+    return values
+
+
 @torch.no_grad()
 def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
     """Solves the moment equations for the readouts of drift and diffusion, and sets them.
 
     Arguments:
         equations: of all intervals.
-        rounds: Gauss-Newton rounds; one is enough if the diffusion is known.
+        rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
     """
     drift, diffusion = equations.model.drift, equations.model.diffusion
     split = drift.get_readout().shape[1]
@@ -250,15 +258,12 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         if values.shape[1] > split:
             centre[:, -1] = values[:, -1]
         observed = left + torch.einsum("qdp,dp->q", matrix, values - centre)
-        groups = [*priors(matrix[..., :split], drift.groups(), DRIFT_START, DRIFT_MOST),
+        groups = [*priors(matrix[..., :split], drift.groups()),
                   *priors(matrix[..., split:], diffusion.groups(), DIFFUSION_START, DIFFUSION_MOST, split)]
         # While the linearisation still moves, rough variances do.
         explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
                             ROUGH_ROUNDS if left_over else FINE_ROUNDS)
-        new = centre.clone()
-        for (columns, _), variance in zip(groups, explained.variances[1:], strict=True):
-            new[:, columns] += variance * torch.einsum("qdp,q->dp", matrix[:, :, columns], explained.dual)
-        change = new - values
+        change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
         # The diffusion is linearised: no more than a moderate step at once.
         largest = change[:, split:].abs().amax() if change.shape[1] > split else change.new_zeros(())
         change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))

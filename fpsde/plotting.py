@@ -193,10 +193,9 @@ def plot_identifiability(found: Identifiability) -> Figure:
     """Draws how much worse the snapshots are explained as the noise is scaled, and what fixes the drift."""
     figure = _figure(8.4, 3.4)
     left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
-    profile = not found.assumption.startswith("none")
     left.set_xscale("log", base=2)
-    left.plot(found.scales, found.worse, color="#c1432e", lw=0 if profile else 1.8, marker="o", ms=3.5)
-    if profile:
+    left.plot(found.scales, found.worse, color="#c1432e", lw=0 if found.autonomous else 1.8, marker="o", ms=3.5)
+    if found.autonomous:
         # Between the scales that were tried the loss is close to a parabola in the logarithm.
         fine = np.geomspace(found.scales[0], found.scales[-1], 801)
         side = np.where(found.scales < found.scales[found.worse.argmin()], -1, 1)
@@ -215,7 +214,7 @@ def plot_identifiability(found: Identifiability) -> Figure:
     right.bar([0, 1], [100 * found.gradient_share, 100 * rest], color=["#5b7aa8", "#c1432e"], width=0.55)
     right.set(ylabel="% of the drift's mean square", ylim=(0, 108))
     right.set_title("What fixes the drift", fontsize=10)
-    told = "not fixed" if not profile else "by the assumption" if found.turning_known else "turns are not fixed"
+    told = "not fixed" if not found.autonomous else "by the assumption" if found.turning_known else "turns are not fixed"
     right.set_xticks([0, 1], ["gradient:\neach snapshot", f"circulation:\n{told}"])
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)

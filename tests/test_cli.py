@@ -172,3 +172,13 @@ def test_a_model_of_arrays_takes_all_columns_of_a_file(folder, tmp_path):
     result = run("evaluate", tmp_path / "m.fpsde", folder / "data.csv", "--time", "day", "--points", 10)
     assert result.exit_code == 0, result.output
     assert "Test of fit" in result.output
+
+
+def test_columns_of_the_usual_names_are_found_beside_others(folder, tmp_path):
+    rows = "".join(f"{t},{x},{y},cell\n" for t, (x, y) in zip(T, X, strict=True))
+    (tmp_path / "data.csv").write_text("day,x1,x2,kind\n" + rows)
+    result = run("fit", tmp_path / "data.csv", "--time", "day", "--features", "x1,x2", "-o", tmp_path / "m.fpsde", "--steps",
+                 10, "--components", 2, "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    result = run("evaluate", tmp_path / "m.fpsde", tmp_path / "data.csv", "--time", "day", "--points", 10)
+    assert result.exit_code == 0, result.output

@@ -74,6 +74,8 @@ def test_a_loaded_model_needs_its_points(turning, tmp_path):
     again = FokkerPlanckSDE.load(tmp_path / "model.fpsde", device="cpu")
     with pytest.raises(ValueError, match="holds no points"):
         again.identifiability()
+    with pytest.raises(ValueError, match="go together"):
+        model.identifiability(x)
     with pytest.raises(ValueError, match="fitted to snapshots at"):
         again.identifiability(x, t + 0.1)
     torch.testing.assert_close(again.identifiability(x, t).worse, model.identifiability().worse, rtol=1e-6, atol=1e-6)
