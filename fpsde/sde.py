@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchsde import BaseBrownian, BrownianInterval, sdeint
 
 from fpsde.diffusion import AbstractDiffusion
-from fpsde.hollow import HollowNet
+from fpsde.drift import AbstractDrift
+from fpsde.potential import learned_potential
 
 __all__ = ["FittedSDE", "FreshIncrements", "SimulationError", "simulate"]
 
@@ -48,7 +49,7 @@ class FittedSDE(nn.Module):
     clock: Tensor
     time_step: Tensor
 
-    def __init__(self, drift: HollowNet, diffusion: AbstractDiffusion, centre: Tensor, scale: Tensor, start: float,
+    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, centre: Tensor, scale: Tensor, start: float,
                  span: float) -> None:
         super().__init__()
         self.drift, self.diffusion = drift, diffusion
@@ -59,7 +60,7 @@ class FittedSDE(nn.Module):
 
     @property
     def autonomous(self) -> bool:
-        """Whether drift and diffusion do not depend on time."""
+        """Whether what is learned of drift and diffusion does not depend on time."""
         return not self.drift.time
 
     @property
@@ -83,10 +84,25 @@ class FittedSDE(nn.Module):
         f, g = self.drift(tau, z), self.diffusion(tau, z)
         return f * (self.scale / self.clock[1]).to(y), g * (self.scale / self.clock[1].sqrt()).to(y)
 
+    def potential(self, y: Tensor) -> Tensor:
+        """Potential whose gradient the learned drift follows downhill, at points y, shape (n, d): shape (n,).
+
+        It is in data units squared per time unit, up to a constant; data units are the same for all coordinates.
+
+        Raises:
+            ValueError: if the drift was not learned as a gradient.
+        """
+        learned = learned_potential(self.drift)
+        if learned is None:
+            raise ValueError("the drift has no potential: fit with drift='gradient'")
+        unit = (learned.metric[0] * self.scale[0].square() / self.clock[1]).to(y)
+        return learned.potential((y - self.centre) / self.scale) * unit
+
     def _dimensionless(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        t = torch.as_tensor(t, dtype=torch.float64, device=y.device)
-        # Outside the data's times the equation stays what it was at the nearest one.
-        tau = ((t - self.clock[0]) / self.clock[1]).clamp(0.0, 1.0)
+        tau = (torch.as_tensor(t, dtype=torch.float64, device=y.device) - self.clock[0]) / self.clock[1]
+        if not self.autonomous:
+            # Outside the data's times the equation stays what it was at the nearest one.
+            tau = tau.clamp(0.0, 1.0)
         return tau.to(y.dtype), (y - self.centre) / self.scale
 
     @torch.no_grad()

@@ -10,9 +10,10 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
-    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    1: ["conditioner", "covariance"],
-    2: ["hollow", "density"],
+    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
+        "given"],
+    1: ["conditioner", "covariance", "drift"],
+    2: ["hollow", "potential", "density"],
     3: ["diffusion", "mixture"],
     4: ["sde", "fokker_planck"],
     5: ["projection", "moments", "model_file"],
