@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import IdentificationConfig, identify
-from fpsde.model_file import build_parts, describe_parts
+from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE, simulate
+from fpsde.setting import Setting, known_levels
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread
 
@@ -39,38 +40,24 @@ except PackageNotFoundError:
     __version__ = "unknown"
 
 
-class _Setting:
-    """A constructor argument that shares its name with a method.
-
-    Assigning stores the argument, as scikit-learn wants it; reading gives the bound method, as users want it;
-    `get_params` returns the argument.
-    """
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __set__(self, instance: object, value: Any) -> None:
-        vars(instance)[self._name] = value
-
-    def __get__(self, instance: object | None, owner: type | None = None) -> Callable[..., Any]:
-        return self._method if instance is None else MethodType(self._method, instance)
-
-
 class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     r"""Learns an Ito SDE :math:`dx = f(t, x)\,dt + g(t, x) \odot dW` from unpaired snapshots of a population.
 
     Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
     same at all times; with ``drift="time"`` by least kinetic energy of the drift, an assumption rather than a finding.
 
+    What is known of drift or noise can be given as a function of points X, shape (n, d), and times t, shape (n,), in data
+    units. It takes float64 tensors on the device of the fit and returns a tensor (n, d), made row by row of torch
+    operations on X, so that its derivatives can be found.
+
     Arguments:
         n_components: components of the mixture path, fewer if a snapshot has fewer than 8 points for each.
-        drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x).
-        diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g, a number or an
-            array of d, in data units per square root of the time unit.
+        drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x), "gradient" for f = -grad V(x) and g(x), where
+            all coordinates have the same data units.
+        diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g: a number, an
+            array of d or a function, positive, in data units per square root of the time unit.
+        drift_prior: known terms of the drift, a function in data units per time unit; what `drift` says is learned beside
+            them: f = prior + learned.
         conditioner: of the hollow nets, "leave-one-out" or "masked".
         hidden: widths of the nets' hidden layers.
         max_steps: training steps.
@@ -96,13 +83,15 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         >>> paths = model.simulate(X[t == 0], times=[0.0, 0.5, 1.0])
     """
 
-    def __init__(self, n_components: int = 32, *, drift: str = "time", diffusion: str | float | ArrayLike = "state",
+    def __init__(self, n_components: int = 32, *, drift: str = "time",
+                 diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
                  validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
                  verbose: int = 0) -> None:
         self.n_components = n_components
         self.drift = drift
         self.diffusion = diffusion
+        self.drift_prior = drift_prior
         self.conditioner = conditioner
         self.hidden = hidden
         self.max_steps = max_steps
@@ -120,6 +109,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
         Raises:
             SnapshotError: a ValueError; if the points or times cannot be used.
+            ValueError: if a setting, or a function that is given, cannot be used.
         """
         X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
@@ -144,7 +134,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.n_iter_ = config.steps
         return self
 
-    @_Setting
+    @Setting
     def drift(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
 
@@ -154,7 +144,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.f, X, t)
 
-    @_Setting
+    @Setting
     def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
 
@@ -163,6 +153,21 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.g, X, t)
+
+    def potential(self, X: ArrayLike) -> Array:
+        """Evaluates the potential V of a drift learned as f = -grad V, known terms left out.
+
+        Arguments:
+            X: points, shape (n, d).
+
+        Returns:
+            V, shape (n,), up to a constant, in data units squared per time unit.
+
+        Raises:
+            ValueError: unless the model was fitted with drift="gradient".
+        """
+        check_is_fitted(self, "sde_")
+        return self._evaluate(lambda _, y: self.sde_.potential(y), X, 0.0)
 
     def score_samples(self, X: ArrayLike, t: ArrayLike | None = None) -> Array:
         """Evaluates log p(x | t) in data units.
@@ -267,29 +272,42 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.
 
+        No file holds a function: :meth:`load` takes those that were given to the fit again.
+
         Raises:
             ModelFileError: if the file cannot be written.
         """
         check_is_fitted(self, "sde_")
         header, tensors = describe_parts(self.sde_, self.density_)
-        fitted = {"parameters": _plain(self.get_params(deep=False)), "names": list(self.names_),
+        fitted = {"parameters": plain_parameters(self.get_params(deep=False)), "names": list(self.names_),
                   "named": hasattr(self, "feature_names_in_"), "times": self.times_.tolist(),
                   "counts": self.counts_.tolist(), "history": self.history_, "summary": self.summary_,
                   "written_by": f"fpsde {__version__}"}
         save_file(path, tensors, {"parts": header, "fitted": fitted})
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> FokkerPlanckSDE:
+    def load(cls, path: str | Path, device: str = "auto", *, drift_prior: Function | None = None,
+             diffusion: Function | None = None) -> FokkerPlanckSDE:
         """Reads a model that :meth:`save` wrote.
 
+        Arguments:
+            path: the file.
+            device: "auto", "cpu" or "cuda".
+            drift_prior: the known terms of the drift, if the model was fitted with any.
+            diffusion: the known diffusion, if the model was fitted with a function.
+
         Raises:
-            ModelFileError: if the file is missing, damaged or not a model.
+            ModelFileError: if the file is missing, damaged or not a model, or if a function of the fit is not given.
         """
         tensors, header = load_file(path)
+        functions = {"drift_prior": drift_prior, "diffusion": diffusion}
         try:
-            sde, density = build_parts(header["parts"], tensors)
+            check_functions(path, header["parts"], functions)
+            sde, density = build_parts(header["parts"], tensors, functions)
             fitted = header["fitted"]
-            parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
+            saved = {"drift_prior": None, **fitted["parameters"]}
+            saved.update({name: function for name, function in functions.items() if function is not None})
+            parameters = {name: saved[name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
             model._data = None
             model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
@@ -298,7 +316,9 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], density.dim
             if fitted["named"]:
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
         where = choose_device(device)
         model._set_parts(sde.to(where), density.to(where))
@@ -312,18 +332,21 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     def _config(self, dim: int) -> IdentificationConfig:
         given = self.get_params(deep=False)
         drift, diffusion = given["drift"], given["diffusion"]
-        if drift not in ("time", "autonomous"):
-            raise ValueError(f"drift must be 'time' or 'autonomous', got {drift!r}")
-        if not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
-            diffusion = _known(diffusion, dim)
+        if drift not in ("time", "autonomous", "gradient"):
+            raise ValueError(f"drift must be 'time', 'autonomous' or 'gradient', got {drift!r}")
+        if self.drift_prior is not None and not callable(self.drift_prior):
+            raise ValueError(f"drift_prior must be a function of (X, t) or None, got {self.drift_prior!r}")
+        if not callable(diffusion) and not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
+            diffusion = known_levels(diffusion, dim)
         for name, least in (("n_components", 1), ("max_steps", 1)):
             if not isinstance(given[name], (int, np.integer)) or given[name] < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction!r}")
         return IdentificationConfig(
-            n_components=int(self.n_components), drift=drift, diffusion=diffusion, conditioner=self.conditioner,
-            hidden=tuple(self.hidden), steps=int(self.max_steps), held_out=float(self.validation_fraction))
+            n_components=int(self.n_components), drift=drift, drift_prior=self.drift_prior, diffusion=diffusion,
+            conditioner=self.conditioner, hidden=tuple(self.hidden), steps=int(self.max_steps),
+            held_out=float(self.validation_fraction))
 
     def _set_parts(self, sde: FittedSDE, density: Any) -> None:
         self.sde_, self.density_ = sde, density.double()
@@ -372,27 +395,3 @@ def _times(t: ArrayLike, n: int) -> Array:
     if times.shape not in ((), (n,)) or not np.isfinite(times).all():
         raise ValueError(f"times must be one finite number or {n} of them, got shape {times.shape}")
     return np.full(n, times)
-
-
-def _known(diffusion: Any, dim: int) -> tuple[float, ...]:
-    try:
-        values = np.asarray(_to_numpy(diffusion), dtype=np.float64)
-    except (TypeError, ValueError):
-        values = np.full(0, np.nan)
-    if values.shape not in ((), (dim,)) or not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("diffusion must be 'state', 'constant', or known values that are not negative, one number or "
-                         f"{dim}, got {diffusion!r}")
-    return tuple(np.broadcast_to(values, (dim,)).tolist())
-
-
-def _plain(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as JSON holds them; a random state that is no number is left out."""
-    plain = {name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-             for name, value in parameters.items()}
-    plain["hidden"] = list(plain["hidden"])
-    plain["diffusion"] = _to_numpy(plain["diffusion"])
-    if isinstance(plain["diffusion"], np.ndarray):
-        plain["diffusion"] = plain["diffusion"].tolist()
-    if not isinstance(plain["random_state"], (int, type(None))):
-        plain["random_state"] = None
-    return plain

@@ -10,16 +10,18 @@ Their dimension-wise derivatives come from reverse mode, d backward passes for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Function", "GivenField", "check_function"]
+__all__ = ["Function", "GivenField", "check_function", "given_fields"]
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """f(X, t) in data units: float64 points X of shape (n, d) and times t of shape (n,) to values of shape (n, d)."""
 
+POWERS = {"drift_prior": 1.0, "diffusion": 0.5}
 DIFFERENTIATED = 64
 
 
@@ -64,6 +66,20 @@ class GivenField(nn.Module):
                 results.append(_diagonal(results[-1], points))
         return tuple(results) if keep else tuple(r.detach() for r in results)
 
+    @torch.no_grad()
+    def check(self, name: str, t: Tensor, x: Tensor) -> None:
+        """Checks that the values are finite at times t of shape (M,) and dimensionless points x of shape (M, N, d).
+
+        Raises:
+            ValueError: if not; it names the argument and the place.
+        """
+        bad = (~torch.isfinite(self(t[:, None], x))).any(-1).nonzero()
+        if len(bad):
+            m, n = bad[0]
+            place, time = (self.centre + self.scale * x[m, n]).tolist(), float(self.clock[0] + self.clock[1] * t[m])
+            raise ValueError(f"{name}(X, t) must be finite between and around the points of the data too, where the "
+                             f"density path leads; it is not at X = {place}, t = {time:g}")
+
 
 class _Holder:
     """Holds a function that all copies of a model share; the weights of a network stay out of the model's own."""
@@ -73,6 +89,12 @@ class _Holder:
 
     def __deepcopy__(self, memo: object) -> _Holder:
         return self
+
+
+def given_fields(arguments: Mapping[str, Any], centre: Tensor, scale: Tensor, clock: Tensor) -> dict[str, GivenField]:
+    """Returns the fields of those arguments "drift_prior" and "diffusion" that are functions, by name."""
+    return {name: GivenField(arguments[name], centre, scale, clock, power) for name, power in POWERS.items()
+            if callable(arguments[name])}
 
 
 def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive: bool = False) -> None:

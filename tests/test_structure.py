@@ -11,7 +11,7 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
     0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
-        "given"],
+        "given", "setting"],
     1: ["conditioner", "covariance", "drift"],
     2: ["hollow", "potential", "density"],
     3: ["diffusion", "mixture"],
