@@ -113,8 +113,9 @@ class GradientDrift(AbstractDrift):
         return [self.readout]
 
     def penalty(self, hidden: float, linear: float) -> Tensor:
-        kinds = self.groups()
-        return torch.where(kinds == FREE, 0.0, torch.where(kinds == LINEAR, linear, hidden)).to(self.readout)
+        penalty, kinds = torch.full_like(self.readout, hidden), self.groups()
+        penalty[kinds == LINEAR], penalty[kinds == FREE] = linear, 0.0
+        return penalty
 
     def groups(self) -> Tensor:
         counts = self.n_own, self.n_features - self.n_own, len(self.readout) - self.n_features - self.dim, self.dim
