@@ -21,6 +21,7 @@ __all__ = ["Function", "GivenField", "check_function", "given_fields"]
 Function = Callable[[Tensor, Tensor], Tensor]
 """f(X, t) in data units: float64 points X of shape (n, d) and times t of shape (n,) to values of shape (n, d)."""
 
+# The power of the unit of time that the values divide by.
 POWERS = {"drift_prior": 1.0, "diffusion": 0.5}
 DIFFERENTIATED = 64
 
@@ -33,7 +34,7 @@ class GivenField(nn.Module):
         centre: the point m, shape (d,), in data units.
         scale: the scale of every coordinate, shape (d,), in data units.
         clock: the first time of the data and the time up to the last, shape (2,).
-        power: of the time unit by which the values divide: 1 for a drift, 1/2 for a diffusion.
+        name: the argument that it was given as, "drift_prior" or "diffusion".
     """
 
     centre: Tensor
@@ -41,19 +42,36 @@ class GivenField(nn.Module):
     clock: Tensor
     rate: Tensor
 
-    def __init__(self, function: Function, centre: Tensor, scale: Tensor, clock: Tensor, power: float) -> None:
+    def __init__(self, function: Function, centre: Tensor, scale: Tensor, clock: Tensor, name: str) -> None:
         super().__init__()
-        self._holder = _Holder(function)
+        self._holder, self.name = _Holder(function), name
         # A file has these numbers already, as those of the SDE. In float64, so that small steps in x or t are seen.
-        for name, value in (("centre", centre.double()), ("scale", scale.double()), ("clock", clock.double()),
-                            ("rate", clock[1].double() ** power / scale.double())):
-            self.register_buffer(name, value, persistent=False)
+        rate = clock[1].double() ** POWERS[name] / scale.double()
+        for buffer, value in (("centre", centre), ("scale", scale), ("clock", clock), ("rate", rate)):
+            self.register_buffer(buffer, value.double(), persistent=False)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Returns the values, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
+        """Evaluates the function.
+
+        Arguments:
+            t: dimensionless times, any shape that broadcasts with x.shape[:-1].
+            x: dimensionless points, shape (..., d).
+
+        Returns:
+            The values, shape (..., d), dimensionless.
+
+        Raises:
+            ValueError: if they are not finite at finite points; it names the argument and the place.
+        """
         tau = torch.as_tensor(t, device=x.device).expand(x.shape[:-1]).reshape(-1).double()
-        z = x.reshape(-1, x.shape[-1]).double()
-        values = self._holder.function(self.centre + self.scale * z, self.clock[0] + self.clock[1] * tau)
+        points = self.centre + self.scale * x.reshape(-1, x.shape[-1]).double()
+        times = self.clock[0] + self.clock[1] * tau
+        values = self._holder.function(points, times)
+        bad = (torch.isfinite(points) & ~torch.isfinite(values)).any(-1)
+        if bool(bad.any()):
+            place, time = points[bad][0].tolist(), float(times[bad][0])
+            raise ValueError(f"{self.name}(X, t) must be finite beside the data too, wherever the density or a path leads; "
+                             f"it is not at X = {place}, t = {time:g}")
         return (self.rate * values).to(x.dtype).reshape(x.shape)
 
     def derivatives(self, t: Tensor, x: Tensor, order: int) -> tuple[Tensor, ...]:
@@ -65,20 +83,6 @@ class GivenField(nn.Module):
             for _ in range(order):
                 results.append(_diagonal(results[-1], points))
         return tuple(results) if keep else tuple(r.detach() for r in results)
-
-    @torch.no_grad()
-    def check(self, name: str, t: Tensor, x: Tensor) -> None:
-        """Checks that the values are finite at times t of shape (M,) and dimensionless points x of shape (M, N, d).
-
-        Raises:
-            ValueError: if not; it names the argument and the place.
-        """
-        bad = (~torch.isfinite(self(t[:, None], x))).any(-1).nonzero()
-        if len(bad):
-            m, n = bad[0]
-            place, time = (self.centre + self.scale * x[m, n]).tolist(), float(self.clock[0] + self.clock[1] * t[m])
-            raise ValueError(f"{name}(X, t) must be finite between and around the points of the data too, where the "
-                             f"density path leads; it is not at X = {place}, t = {time:g}")
 
 
 class _Holder:
@@ -93,8 +97,8 @@ class _Holder:
 
 def given_fields(arguments: Mapping[str, Any], centre: Tensor, scale: Tensor, clock: Tensor) -> dict[str, GivenField]:
     """Returns the fields of those arguments "drift_prior" and "diffusion" that are functions, by name."""
-    return {name: GivenField(arguments[name], centre, scale, clock, power) for name, power in POWERS.items()
-            if callable(arguments[name])}
+    return {name: GivenField(function, centre, scale, clock, name) for name, function in arguments.items()
+            if callable(function)}
 
 
 def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive: bool = False) -> None:
