@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from fpsde.checkpoint import ModelFileError, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
@@ -64,6 +65,10 @@ def _number_or_word(_: click.Context, __: click.Parameter, value: str) -> str | 
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _all_or_names(_: click.Context, __: click.Parameter, value: str) -> bool | list[str]:
+    return value == "all" if value in ("", "all") else [name.strip() for name in value.split(",")]
+
+
 def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds the options that say how to fit."""
     for option in reversed((
@@ -73,6 +78,8 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="f(t, x) or f(x)."),
             click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
                          help="state, constant, or the known value."),
+            click.option("--positive", default="", callback=_all_or_names, metavar="all|NAMES",
+                         help="Coordinates above zero by nature, modelled by their logarithm."),
             click.option("--steps", "max_steps", default=2000, show_default=True, help="Training steps."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."))):
         command = option(command)
@@ -91,6 +98,7 @@ def fit(data: str, time: str | None, features: str | None, output: str, seed: in
     with _plain_errors():
         snapshots = _read(data, time, features)
         _check_writable(output)
+        settings["positive"] = _places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t)
         model.names_ = snapshots.names
@@ -162,6 +170,8 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, fea
 
 def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
                        settings: dict[str, Any]) -> None:
+    settings["positive"] = _places(settings["positive"], snapshots.names)
+
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
         return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t)
 
@@ -226,6 +236,16 @@ def _read(data: str, time: str | None, features: str | None) -> Snapshots:
     return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else ())
 
 
+def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int]:
+    """Places of coordinates that are named: an array of points has no names."""
+    if isinstance(wanted, bool):
+        return wanted
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ValueError(f"--positive: no coordinate {unknown[0]!r}; there are {', '.join(names)}")
+    return [names.index(name) for name in wanted]
+
+
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None) -> Snapshots:
     """Reads data with the model's own columns."""
     try:
@@ -284,7 +304,8 @@ def _describe(model: FokkerPlanckSDE) -> str:
               if parameters["drift"] == "autonomous" else
               "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption")
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
-    noise = ", ".join(f"{v:.3g}" for v in model.diffusion(model._centre[None], model.times_[0])[0][:6])
+    centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
+    noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
     lines = [
         f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
         f"from {model.times_[0]:g} to {model.times_[-1]:g}",

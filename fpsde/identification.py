@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.batches import SnapshotBatches
+from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
@@ -50,6 +51,7 @@ class IdentificationConfig:
         n_components: components of the mixture path.
         drift: "time" or "autonomous".
         diffusion: "state", "constant", or known values, shape (d,), in data units per square root of time.
+        positive: which coordinates are taken by their logarithm; none if empty.
         conditioner: "leave-one-out" or "masked".
         hidden: widths of the hidden layers of both nets.
         activation: of both nets.
@@ -71,6 +73,7 @@ class IdentificationConfig:
     n_components: int = 32
     drift: str = "time"
     diffusion: str | tuple[float, ...] = "state"
+    positive: tuple[bool, ...] = ()
     conditioner: str = "leave-one-out"
     hidden: tuple[int, ...] = (64,)
     activation: str = "tanh"
@@ -135,12 +138,13 @@ class _Fit:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.data = data
         times = data.times
-        self.start, self.span = float(times[0]), float(times[-1] - times[0])
-        self.centre, self.scale = data.x.mean(0), data.x.std(0)
+        self.coordinates = Coordinates.of(data, config.positive or (False,) * data.dim)
+        self.log_volume = float(self.coordinates.log_volume(torch.as_tensor(data.x)).mean())
+        """What the mean log-likelihood gains in data units."""
         kept, held = data.split(config.held_out, self.rng)
         self.kept = SnapshotBatches(self._scaled(kept), self.generator, device)
         self.held = SnapshotBatches(self._scaled(held), self.generator, device) if held is not None else self.kept
-        self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
+        self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
         with torch.random.fork_rng(devices=[]):
@@ -152,11 +156,11 @@ class _Fit:
         self.done = 0
 
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
-        return [(x - self.centre) / self.scale for x in data.groups()]
+        return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
 
     def _initial_path(self) -> GaussianMixturePath:
         snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
-        times = (self.data.times - self.start) / self.span
+        times = self.coordinates.time(torch.as_tensor(self.data.times)).numpy()
         path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
                             constant_weights=self.config.drift == "time")
         return path.float().to(self.device)
@@ -173,8 +177,8 @@ class _Fit:
             return HollowNet(**new), ConstantDiffusion(level)
         if c.diffusion == "state":
             return HollowNet(**new), StateDiffusion(HollowNet(**new), level)
-        known = torch.as_tensor(np.asarray(c.diffusion) / self.scale * np.sqrt(self.span), dtype=torch.float32)
-        return HollowNet(**new), KnownDiffusion(known)
+        known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(self.coordinates.span)
+        return HollowNet(**new), KnownDiffusion((known / self.coordinates.scale).float())
 
     def _typical_width(self) -> Tensor:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
@@ -281,14 +285,11 @@ class _Fit:
     @torch.no_grad()
     def result(self) -> Identification:
         """Wraps the fitted parts in data units."""
-        sde = FittedSDE(self.model.drift, self.model.diffusion,
-                        torch.as_tensor(self.centre, dtype=torch.float32, device=self.device),
-                        torch.as_tensor(self.scale, dtype=torch.float32, device=self.device), self.start,
-                        self.span).to(self.device)
+        sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates).to(self.device)
         t, x = self._collocation(32, 128)
         sde.choose_time_step(t, x)
         self.summary["residual"] = _mean_squared_residual(self.model, t, x)
-        self.summary["held_out_likelihood"] = self._likelihood(self.density) - float(np.log(self.scale).sum())
+        self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
         self.model.eval()
         return Identification(self.model, sde, self.history, self.summary)
 
@@ -338,7 +339,7 @@ class _Fit:
         """The values that the present phase changes: likelihood of the path, residual of path and nets, level of noise."""
         values = {}
         if any(id(p) in learned for p in self.density.parameters()):
-            values["likelihood"] = float(terms.likelihood) - float(np.log(self.scale).sum())
+            values["likelihood"] = float(terms.likelihood) + self.log_volume
         if float(terms.residual):
             centre = torch.zeros(1, self.data.dim, device=self.device)
             values["residual"] = float(terms.residual)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpsde.coordinates import Coordinates
 from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
@@ -41,23 +42,23 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Fit
     Raises:
         KeyError, ValueError, RuntimeError: if the header and the weights do not fit together.
     """
-    centre, scale, clock = (tensors[f"sde.{name}"] for name in ("centre", "scale", "clock"))
+    units = [tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")]
     with torch.device("meta"):
-        drift, diffusion = HollowNet(**header["drift"]), _build_diffusion(header["diffusion"], centre)
-        sde = FittedSDE(drift, diffusion, centre, scale, 0.0, 1.0)
-    if clock.shape != (2,) or not clock[1] > 0 or not (scale > 0).all():
+        drift, diffusion = HollowNet(**header["drift"]), _build_diffusion(header["diffusion"], units[0])
+    sde = FittedSDE(drift, diffusion, Coordinates(*units))
+    if not sde.coordinates.span > 0 or not (sde.coordinates.scale > 0).all():
         raise ValueError("the scaling is not usable")
     _fill(sde, tensors, "sde.")
 
     inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
-    factors, floor, units = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
+    factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
     covariance: AbstractCovariance = (
-        LowRankCovariance(factors, inner["covariance.log_rest"], floor, units) if "covariance.log_rest" in inner
-        else FullCovariance(factors, floor, units))
+        LowRankCovariance(factors, inner["covariance.log_rest"], floor, widths) if "covariance.log_rest" in inner
+        else FullCovariance(factors, floor, widths))
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
-    if density.dim != drift.dim or centre.shape != (drift.dim,):
+    if density.dim != drift.dim or sde.coordinates.dim != drift.dim:
         raise ValueError("drift and density differ in dimension")
     return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
 

@@ -40,14 +40,16 @@ def test_shapes(model):
     assert model.score(X, T) == pytest.approx(model.score_samples(X, T).mean())
     assert model.sample(7, 0.3).shape == (7, 2)
     assert model.simulate(X[:5], [0, 0.1, 1.5]).shape == (3, 5, 2)
-    assert np.array_equal(model.simulate(X[:5], [0.0]), X[:5].astype(np.float32)[None])
+    assert np.array_equal(model.simulate(X[:5], [0.0]), X[:5][None])
     assert (model.diffusion(X, T) > 0).all()
 
 
 def test_the_fitted_equation_goes_into_torchsde(model):
-    y0 = torch.tensor(X[:4], dtype=torch.float32)
-    assert torchsde.sdeint(model.sde_, y0, torch.tensor([0.0, 0.2]), dt=0.1, method="euler").shape == (2, 4, 2)
-    assert np.allclose(model.sde_.f(torch.tensor(0.2), y0).detach().numpy(), model.drift(X[:4], 0.2), atol=1e-5)
+    for y0 in (torch.tensor(X[:4]), torch.tensor(X[:4], dtype=torch.float32)):
+        paths = torchsde.sdeint(model.sde_, y0, torch.tensor([0.0, 0.2]), dt=0.1, method="euler")
+        assert paths.shape == (2, 4, 2)
+        assert paths.dtype == y0.dtype
+        assert np.allclose(model.sde_.f(torch.tensor(0.2), y0).numpy(), model.drift(X[:4], 0.2), atol=1e-5)
 
 
 def test_density_is_normalised_in_data_units(model):
@@ -73,7 +75,7 @@ def test_parts_that_do_not_fit_together(model, tmp_path):
     path = tmp_path / "m.fpsde"
     model.save(path)
     tensors, header = load_file(path)
-    for spoil in (lambda t, h: t.pop("sde.scale"), lambda t, h: h["parts"]["drift"].update(dim=10**9),
+    for spoil in (lambda t, h: t.pop("sde.coordinates.scale"), lambda t, h: h["parts"]["drift"].update(dim=10**9),
                   lambda t, h: h["fitted"].pop("names"), lambda t, h: t.update({"density.means": torch.zeros(2)}),
                   lambda t, h: h["parts"]["drift"].update(unknown=1)):
         broken = dict(tensors), {k: {**v, "drift": dict(v.get("drift", {}))} for k, v in header.items()}

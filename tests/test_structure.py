@@ -11,7 +11,7 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
     0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    1: ["conditioner", "covariance"],
+    1: ["conditioner", "coordinates", "covariance", "arguments"],
     2: ["hollow", "density"],
     3: ["diffusion", "mixture"],
     4: ["sde", "fokker_planck"],
