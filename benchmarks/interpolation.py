@@ -2,9 +2,9 @@
 
 Fitted to snapshots 0, 2, 4, ... of Lotka-Volterra data, with the drift autonomous. At every left-out time, exact W2 (data
 units) to its points, at equal counts, of: the density; the fitted SDE and the true one, started from the snapshot before;
-the optimal-transport midpoint of the two neighbours; another sample of the truth, which is the floor. On
-similar data, another draw of the same system, published: .131 for the midpoint, .096 for SBIRR and .060 with the equations known (Shen,
-Berlinghieri & Broderick, 2025, https://arxiv.org/abs/2408.06277).
+the optimal-transport midpoint of the two neighbours; another sample of the truth, which is the floor. Published on another
+draw of the same system: .131 for the midpoint, .096 for SBIRR, .060 with the equations known (Shen, Berlinghieri &
+Broderick, 2025, https://arxiv.org/abs/2408.06277).
 
     python benchmarks/interpolation.py [lv.npz] [--seeds 3] [-o FILE]
 """
