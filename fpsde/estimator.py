@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from fpsde.identification import IdentificationConfig, identify
 from fpsde.model_file import build_parts, describe_parts
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE, simulate
+from fpsde.setting import Setting
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread
 
@@ -37,27 +37,6 @@ try:
     __version__ = version("fpsde")
 except PackageNotFoundError:
     __version__ = "unknown"
-
-
-class _Setting:
-    """A constructor argument that shares its name with a method.
-
-    Assigning stores the argument, as scikit-learn wants it; reading gives the bound method, as users want it;
-    `get_params` returns the argument.
-    """
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __set__(self, instance: object, value: Any) -> None:
-        vars(instance)[self._name] = value
-
-    def __get__(self, instance: object | None, owner: type | None = None) -> Callable[..., Any]:
-        return self._method if instance is None else MethodType(self._method, instance)
 
 
 class FokkerPlanckSDE(DensityMixin, BaseEstimator):
@@ -144,7 +123,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.n_iter_ = config.steps
         return self
 
-    @_Setting
+    @Setting
     def drift(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
 
@@ -154,7 +133,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.f, X, t)
 
-    @_Setting
+    @Setting
     def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:
         """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
 

@@ -10,7 +10,8 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
-    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
+    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
+        "setting"],
     1: ["conditioner", "covariance"],
     2: ["hollow", "density"],
     3: ["diffusion", "mixture"],
