@@ -31,7 +31,7 @@ from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations, solve_moments
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots
+from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, TrainConfig, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
@@ -136,10 +136,11 @@ class _Fit:
         self.data = data
         times = data.times
         self.start, self.span = float(times[0]), float(times[-1] - times[0])
-        self.centre, self.scale = data.x.mean(0), data.x.std(0)
+        self.centre, variance = mean_and_variance(data.x, data.weights)
+        self.scale = np.sqrt(variance)
         kept, held = data.split(config.held_out, self.rng)
-        self.kept = SnapshotBatches(self._scaled(kept), self.generator, device)
-        self.held = SnapshotBatches(self._scaled(held), self.generator, device) if held is not None else self.kept
+        self.kept, self.weights = self._batches(kept), kept.group_weights()
+        self.held = self._batches(held) if held is not None else self.kept
         self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
@@ -154,11 +155,14 @@ class _Fit:
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
         return [(x - self.centre) / self.scale for x in data.groups()]
 
+    def _batches(self, data: Snapshots) -> SnapshotBatches:
+        return SnapshotBatches(self._scaled(data), self.generator, self.device, data.group_weights())
+
     def _initial_path(self) -> GaussianMixturePath:
         snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
         times = (self.data.times - self.start) / self.span
         path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time")
+                            constant_weights=self.config.drift == "time", weights=self.weights)
         return path.float().to(self.device)
 
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
@@ -178,7 +182,9 @@ class _Fit:
 
     def _typical_width(self) -> Tensor:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
-        widths = np.sqrt(np.mean([x.var(0) for x in self._scaled(self.data)], axis=0))
+        weights = self.data.group_weights()
+        widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
+                                  for j, x in enumerate(self._scaled(self.data))], axis=0))
         return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
@@ -208,7 +214,7 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator)
+        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights)
         explained = solve_moments(equations, rounds)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
@@ -309,7 +315,7 @@ class _Fit:
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:
-        return float(torch.stack([density.log_prob(self.t[j:j + 1], self.held.group(j)[None]).mean()
+        return float(torch.stack([self.held.mean(j, density.log_prob(self.t[j:j + 1], self.held.group(j)[None])[0])
                                   for j in range(len(self.t))]).mean())
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
