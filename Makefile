@@ -29,7 +29,7 @@ gpu: $(READY)
 benchmark: $(READY)
 	$(BIN)/python benchmarks/recovery.py
 
-# torch first and pinned: a bare torch would bring CUDA to a machine that has no use for it.
+# torch first and pinned; with PIP_EXTRA_INDEX_URL set to an index of CPU builds, without CUDA (README.md).
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

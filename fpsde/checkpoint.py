@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "load_file", "save_file", "write_atomically"]
 
 FORMAT = "fpsde-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class ModelFileError(ValueError):
@@ -82,7 +82,8 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise ModelFileError(f"{path}: not a model file of fpsde")
             version = metadata.get("version", "")
             if version != str(FORMAT_VERSION):
-                raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; update fpsde")
+                what = "fit again" if version.isdecimal() and int(version) < FORMAT_VERSION else "update fpsde"
+                raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; {what}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = json.loads(metadata["header"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:

@@ -114,7 +114,7 @@ class FunctionDiffusion(AbstractKnownDiffusion):
     def __init__(self, field: GivenField) -> None:
         super().__init__()
         self.field = field
-        self.register_buffer("level", field.rate, persistent=False)
+        self.register_buffer("level", torch.ones_like(field.units.scale, dtype=torch.float32), persistent=False)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.field(t, x)

@@ -16,16 +16,16 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from fpsde.arguments import Setting, check_positive, fit_config, times_of, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
-from fpsde.identification import IdentificationConfig, identify
+from fpsde.identification import identify
 from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
 from fpsde.progress import Progress
-from fpsde.sde import FittedSDE, simulate
-from fpsde.setting import Setting, known_levels
-from fpsde.snapshots import Snapshots
+from fpsde.sde import FittedSDE
+from fpsde.snapshots import Snapshots, check_weights
 from fpsde.train import Report, choose_device, one_thread
 
 __all__ = ["FokkerPlanckSDE"]
@@ -58,6 +58,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             array of d or a function, positive, in data units per square root of the time unit.
         drift_prior: known terms of the drift, a function in data units per time unit; what `drift` says is learned beside
             them: f = prior + learned.
+        positive: coordinates that are above zero by nature, all (True) or some by name or place: they are modelled by their
+            logarithm, so that no path ever falls to zero. Drift and noise stay those of x itself.
         conditioner: of the hollow nets, "leave-one-out" or "masked".
         hidden: widths of the nets' hidden layers.
         max_steps: training steps.
@@ -85,13 +87,14 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
     def __init__(self, n_components: int = 32, *, drift: str = "time",
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
-                 conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
-                 validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
-                 verbose: int = 0) -> None:
+                 positive: bool | Sequence[str | int] = False, conditioner: str = "leave-one-out",
+                 hidden: Sequence[int] = (64,), max_steps: int = 2000, validation_fraction: float = 0.1,
+                 device: str = "auto", random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.drift = drift
         self.diffusion = diffusion
         self.drift_prior = drift_prior
+        self.positive = positive
         self.conditioner = conditioner
         self.hidden = hidden
         self.max_steps = max_steps
@@ -100,21 +103,23 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> FokkerPlanckSDE:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> FokkerPlanckSDE:
         """Fits density, drift and diffusion.
 
         Arguments:
             X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
             y: the time of each point, shape (n,).
+            sample_weight: the weight of each point, shape (n,), equal if left out: a snapshot's law is its weighted
+                empirical measure. Only ratios within one time matter; points of weight 0 are left out.
 
         Raises:
-            SnapshotError: a ValueError; if the points or times cannot be used.
+            SnapshotError: a ValueError; if the points, times or weights cannot be used.
             ValueError: if a setting, or a function that is given, cannot be used.
         """
-        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64, y_numeric=True)
+        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
-        data = Snapshots.of(X, y, names)
-        config = self._config(data.dim)
+        data = Snapshots.of(X, y, names, to_numpy(sample_weight))
+        config = fit_config(self.get_params(deep=False), data)
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with Progress("fitting", config.steps, silent=self.verbose < 1) as progress, one_thread(device):
@@ -184,27 +189,34 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         if t is None:
             shares = np.log(self.counts_ / self.counts_.sum())
             return logsumexp([self.score_samples(X, s) + w for s, w in zip(self.times_, shares, strict=True)], axis=0)
-        t, result = _times(t, len(x)), np.empty(len(x))
+        t, result = times_of(t, len(x)), np.empty(len(x))
         with torch.no_grad():
             # One time at a time in float64: the answer for a point does not depend on the points beside it.
             for time in np.unique(t):
                 rows = np.flatnonzero(t == time)
                 for part in np.array_split(rows, -(-len(rows) // CHUNK)):
-                    z = torch.as_tensor((x[part] - self._centre) / self._scale, device=self._device)
-                    result[part] = self.density_.log_prob(self._dimensionless(time), z[None])[0].cpu().numpy()
-        return result - np.log(self._scale).sum()
+                    points = torch.as_tensor(x[part], device=self._device)
+                    z = self._coordinates.inside(points)
+                    known = torch.isfinite(z).all(-1)
+                    log_p = self.density_.log_prob(self._dimensionless(time), torch.where(known[:, None], z, 0.0)[None])[0]
+                    log_p = log_p + self._coordinates.log_volume(points)
+                    # A coordinate that is positive has no density at or below zero.
+                    result[part] = torch.where(known, log_p, -torch.inf).cpu().numpy()
+        return result
 
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Returns the mean log-likelihood of points X at times y."""
-        return float(self.score_samples(X, y).mean())
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Returns the mean log-likelihood of points X at times y, over all points by their weights."""
+        values = self.score_samples(X, y)
+        weights = None if sample_weight is None else check_weights(to_numpy(sample_weight), len(values))
+        return float(values.mean() if weights is None else np.average(values, weights=weights))
 
     def sample(self, n: int, t: float, random_state: Any = None) -> Array:
         """Draws n points from the density at time t, shape (n, d), in data units."""
         check_is_fitted(self, "sde_")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator(device=self._device).manual_seed(seed)
-        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0].cpu().numpy()
-        return z * self._scale + self._centre
+        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0]
+        return self._coordinates.outside(z).cpu().numpy()
 
     def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
                  method: str = "euler", random_state: Any = None, verbose: int | None = None) -> Array:
@@ -226,48 +238,51 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             SimulationError: if paths become infinite.
         """
         check_is_fitted(self, "sde_")
-        times = np.asarray(_to_numpy(times), dtype=np.float64)
+        times = np.asarray(to_numpy(times), dtype=np.float64)
         if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
             raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
         self._warn_outside(times)
-        y0 = torch.tensor(self._points(X0), dtype=torch.float32, device=self._device)
+        x0 = torch.tensor(self._inside(X0), device=self._device)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         silent = (self.verbose if verbose is None else verbose) < 1
         with Progress("simulating", len(times) - 1, silent=silent) as progress:
-            paths = simulate(self.sde_, y0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed,
-                             method, lambda done, _: progress.update(done))
-        return paths.cpu().numpy().astype(np.float64)
+            paths = self.sde_.paths(x0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed, method,
+                                    lambda done, _: progress.update(done))
+        return paths.cpu().numpy()
 
-    def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None) -> Identifiability:
+    def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None,
+                        sample_weight: ArrayLike | None = None) -> Identifiability:
         """Says how far the snapshots fix noise and drift; printed, it is two sentences.
 
         Arguments:
             X: the points that the model was fitted to, shape (n, d); known after `fit`, to be given after `load`.
             y: the time of each point, shape (n,).
+            sample_weight: as in `fit`, shape (n,).
 
         Raises:
             ValueError: if a loaded model is asked without points, or if points or times are given alone.
         """
         check_is_fitted(self, "sde_")
-        if (X is None) != (y is None):
+        if (X is None) != (y is None) or (X is None and sample_weight is not None):
             raise ValueError("X and y go together: give the points and their times, or neither")
         if X is None or y is None:
             if self._data is None:
                 raise ValueError("a model file holds no points: give the X and y that the model was fitted to")
             data = self._data
         else:
-            data = Snapshots.of(self._points(X), _to_numpy(y))
+            data = Snapshots.of(self._points(X), to_numpy(y), weights=to_numpy(sample_weight))
         if not np.isin(data.times, self.times_).all() or len(data.times) < 2:
             known, got = (", ".join(f"{t:g}" for t in times) for times in (self.times_, data.times))
             raise ValueError(f"the model was fitted to snapshots at {known}, got points at {got}")
-        first, last = self.sde_.time_range
-        times = torch.as_tensor((data.times - first) / (last - first), device=self._device)
-        snapshots = [torch.as_tensor((x - self._centre) / self._scale, device=self._device) for x in data.groups()]
+        times = self._coordinates.time(torch.as_tensor(data.times, device=self._device))
+        snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
+        given = data.group_weights()
+        weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
         model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion)
         with one_thread(self._device):
-            return identifiability(model, times, snapshots, last - first)
+            return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.
@@ -305,9 +320,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             check_functions(path, header["parts"], functions)
             sde, density = build_parts(header["parts"], tensors, functions)
             fitted = header["fitted"]
-            saved = {"drift_prior": None, **fitted["parameters"]}
-            saved.update({name: function for name, function in functions.items() if function is not None})
-            parameters = {name: saved[name] for name in cls._get_param_names()}
+            parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
+            parameters.update({name: function for name, function in functions.items() if function is not None})
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
             model._data = None
             model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
@@ -329,44 +343,29 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         names = {"drift", "diffusion"}
         return {**super().get_params(deep), **{name: vars(self)[name] for name in names}}
 
-    def _config(self, dim: int) -> IdentificationConfig:
-        given = self.get_params(deep=False)
-        drift, diffusion = given["drift"], given["diffusion"]
-        if drift not in ("time", "autonomous", "gradient"):
-            raise ValueError(f"drift must be 'time', 'autonomous' or 'gradient', got {drift!r}")
-        if self.drift_prior is not None and not callable(self.drift_prior):
-            raise ValueError(f"drift_prior must be a function of (X, t) or None, got {self.drift_prior!r}")
-        if not callable(diffusion) and not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
-            diffusion = known_levels(diffusion, dim)
-        for name, least in (("n_components", 1), ("max_steps", 1)):
-            if not isinstance(given[name], (int, np.integer)) or given[name] < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction!r}")
-        return IdentificationConfig(
-            n_components=int(self.n_components), drift=drift, drift_prior=self.drift_prior, diffusion=diffusion,
-            conditioner=self.conditioner, hidden=tuple(self.hidden), steps=int(self.max_steps),
-            held_out=float(self.validation_fraction))
-
     def _set_parts(self, sde: FittedSDE, density: Any) -> None:
-        self.sde_, self.density_ = sde, density.double()
-        self._centre, self._scale = (v.cpu().double().numpy() for v in (sde.centre, sde.scale))
-        self._device = sde.centre.device
+        self.sde_, self.density_ = sde.requires_grad_(False), density.double().requires_grad_(False)
+        self._coordinates = sde.coordinates
+        self._device = sde.coordinates.centre.device
 
     def _points(self, x: ArrayLike) -> Array:
-        return validate_data(self, _to_numpy(x), dtype=np.float64, reset=False)
+        return validate_data(self, to_numpy(x), dtype=np.float64, reset=False)
+
+    def _inside(self, x: ArrayLike) -> Array:
+        """The points, if they lie where the equation holds."""
+        points = self._points(x)
+        check_positive(points, self._coordinates.positive.cpu().numpy(), self.names_)
+        return points
 
     def _dimensionless(self, time: float) -> torch.Tensor:
-        first, last = self.sde_.time_range
-        return torch.tensor([(time - first) / (last - first)], dtype=torch.float64, device=self._device)
+        return self._coordinates.time(torch.tensor([time], dtype=torch.float64, device=self._device))
 
     @torch.no_grad()
     def _evaluate(self, function: Any, x: ArrayLike, t: ArrayLike) -> Array:
-        points = self._points(x)
-        times = torch.tensor(_times(t, len(points)), device=self._device)
-        y = torch.tensor(points, dtype=torch.float32, device=self._device)
-        parts = [function(a, b) for a, b in zip(times.split(CHUNK), y.split(CHUNK), strict=True)]
-        return torch.cat(parts).cpu().numpy().astype(np.float64)
+        points = torch.tensor(self._inside(x), device=self._device)
+        times = torch.tensor(times_of(t, len(points)), device=self._device)
+        parts = [function(a, b) for a, b in zip(times.split(CHUNK), points.split(CHUNK), strict=True)]
+        return torch.cat(parts).cpu().numpy()
 
     def _warn_outside(self, times: Array) -> None:
         first, last = self.sde_.time_range
@@ -383,15 +382,3 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
-
-
-def _to_numpy(values: Any) -> Any:
-    """Turns torch tensors into numpy arrays and leaves everything else to scikit-learn."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-
-
-def _times(t: ArrayLike, n: int) -> Array:
-    times = np.asarray(_to_numpy(t), dtype=np.float64)
-    if times.shape not in ((), (n,)) or not np.isfinite(times).all():
-        raise ValueError(f"times must be one finite number or {n} of them, got shape {times.shape}")
-    return np.full(n, times)

@@ -1,10 +1,10 @@
 r"""Functions that the user gives in data units, as they are seen from inside.
 
-Inside, coordinates and time are dimensionless, :math:`z = (x - m) / \sigma` and :math:`\tau = (t - t_0) / T`. A known drift
-f and a known diffusion g become
+Inside, coordinates and time are dimensionless (:mod:`fpsde.coordinates`). A known drift f and a known diffusion g become
 
 .. math:: \hat f(\tau, z) = \frac{T}{\sigma} f(t, x), \qquad \hat g(\tau, z) = \frac{\sqrt T}{\sigma} g(t, x)
 
+and of a positive coordinate, which is seen by its logarithm, the same of f / x and g / x: Ito's term is left to be learned.
 Their dimension-wise derivatives come from reverse mode, d backward passes for each order.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fpsde.coordinates import Coordinates
 
 __all__ = ["Function", "GivenField", "check_function", "given_fields"]
 
@@ -31,24 +33,19 @@ class GivenField(nn.Module):
 
     Arguments:
         function: of points and times, made of torch operations.
-        centre: the point m, shape (d,), in data units.
-        scale: the scale of every coordinate, shape (d,), in data units.
-        clock: the first time of the data and the time up to the last, shape (2,).
+        coordinates: the way to data units.
         name: the argument that it was given as, "drift_prior" or "diffusion".
     """
 
-    centre: Tensor
-    scale: Tensor
-    clock: Tensor
-    rate: Tensor
-
-    def __init__(self, function: Function, centre: Tensor, scale: Tensor, clock: Tensor, name: str) -> None:
+    def __init__(self, function: Function, coordinates: Coordinates, name: str) -> None:
         super().__init__()
-        self._holder, self.name = _Holder(function), name
-        # A file has these numbers already, as those of the SDE. In float64, so that small steps in x or t are seen.
-        rate = clock[1].double() ** POWERS[name] / scale.double()
-        for buffer, value in (("centre", centre), ("scale", scale), ("clock", clock), ("rate", rate)):
-            self.register_buffer(buffer, value.double(), persistent=False)
+        # A file has the units already, as those of the SDE.
+        self._held, self.name = _Held(function, coordinates), name
+
+    @property
+    def units(self) -> Coordinates:
+        """The way to data units."""
+        return self._held.coordinates
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Evaluates the function.
@@ -64,15 +61,15 @@ class GivenField(nn.Module):
             ValueError: if they are not finite at finite points; it names the argument and the place.
         """
         tau = torch.as_tensor(t, device=x.device).expand(x.shape[:-1]).reshape(-1).double()
-        points = self.centre + self.scale * x.reshape(-1, x.shape[-1]).double()
-        times = self.clock[0] + self.clock[1] * tau
-        values = self._holder.function(points, times)
+        units = self.units.to(x.device)
+        points, times = units.outside(x.reshape(-1, x.shape[-1])), units.clock[0] + units.clock[1] * tau
+        values = self._held.function(points, times)
         bad = (torch.isfinite(points) & ~torch.isfinite(values)).any(-1)
         if bool(bad.any()):
             place, time = points[bad][0].tolist(), float(times[bad][0])
             raise ValueError(f"{self.name}(X, t) must be finite beside the data too, wherever the density or a path leads; "
                              f"it is not at X = {place}, t = {time:g}")
-        return (self.rate * values).to(x.dtype).reshape(x.shape)
+        return units.field(points, values, POWERS[self.name]).to(x.dtype).reshape(x.shape)
 
     def derivatives(self, t: Tensor, x: Tensor, order: int) -> tuple[Tensor, ...]:
         """Returns the values and their dimension-wise derivatives up to an order, each of shape (..., d)."""
@@ -85,20 +82,19 @@ class GivenField(nn.Module):
         return tuple(results) if keep else tuple(r.detach() for r in results)
 
 
-class _Holder:
-    """Holds a function that all copies of a model share; the weights of a network stay out of the model's own."""
+class _Held:
+    """What all copies of a model share; the weights of a network that a function is stay out of the model's own."""
 
-    def __init__(self, function: Function) -> None:
-        self.function = function
+    def __init__(self, function: Function, coordinates: Coordinates) -> None:
+        self.function, self.coordinates = function, coordinates
 
-    def __deepcopy__(self, memo: object) -> _Holder:
+    def __deepcopy__(self, memo: object) -> _Held:
         return self
 
 
-def given_fields(arguments: Mapping[str, Any], centre: Tensor, scale: Tensor, clock: Tensor) -> dict[str, GivenField]:
+def given_fields(arguments: Mapping[str, Any], coordinates: Coordinates) -> dict[str, GivenField]:
     """Returns the fields of those arguments "drift_prior" and "diffusion" that are functions, by name."""
-    return {name: GivenField(function, centre, scale, clock, name) for name, function in arguments.items()
-            if callable(function)}
+    return {name: GivenField(function, coordinates, name) for name, function in arguments.items() if callable(function)}
 
 
 def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive: bool = False) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.batches import SnapshotBatches
+from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
@@ -34,7 +36,7 @@ from fpsde.moments import MomentEquations, solve_moments
 from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots
+from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, TrainConfig, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
@@ -56,6 +58,7 @@ class IdentificationConfig:
         drift: "time", "autonomous" or "gradient".
         drift_prior: known terms of the drift, a function in data units.
         diffusion: "state", "constant", or known: values, shape (d,), in data units per square root of time, or a function.
+        positive: which coordinates are taken by their logarithm; none if empty.
         conditioner: "leave-one-out" or "masked".
         hidden: widths of the hidden layers of both nets.
         activation: of both nets.
@@ -78,6 +81,7 @@ class IdentificationConfig:
     drift: str = "time"
     drift_prior: Function | None = None
     diffusion: str | tuple[float, ...] | Function = "state"
+    positive: tuple[bool, ...] = ()
     conditioner: str = "leave-one-out"
     hidden: tuple[int, ...] = (64,)
     activation: str = "tanh"
@@ -142,13 +146,15 @@ class _Fit:
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.data = data
         times = data.times
-        self.start, self.span = float(times[0]), float(times[-1] - times[0])
-        self.centre, self.scale = data.x.mean(0), data.x.std(0)
+        self.coordinates = Coordinates.of(data, config.positive or (False,) * data.dim)
+        volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
+        self.log_volume = float(np.average(volumes, weights=data.weights))
+        """What the mean log-likelihood gains in data units."""
         self.given = self._given()
         kept, held = data.split(config.held_out, self.rng)
-        self.kept = SnapshotBatches(self._scaled(kept), self.generator, device)
-        self.held = SnapshotBatches(self._scaled(held), self.generator, device) if held is not None else self.kept
-        self.t = torch.as_tensor((times - self.start) / self.span, dtype=torch.float32, device=device)
+        self.kept, self.weights = self._batches(kept), kept.group_weights()
+        self.held = self._batches(held) if held is not None else self.kept
+        self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
         with torch.random.fork_rng(devices=[]):
@@ -160,25 +166,26 @@ class _Fit:
         self.done = 0
 
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
-        return [(x - self.centre) / self.scale for x in data.groups()]
+        return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
+
+    def _batches(self, data: Snapshots) -> SnapshotBatches:
+        return SnapshotBatches(self._scaled(data), self.generator, self.device, data.group_weights())
 
     def _initial_path(self) -> GaussianMixturePath:
         snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
-        times = (self.data.times - self.start) / self.span
+        times = self.coordinates.time(torch.as_tensor(self.data.times)).numpy()
         path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time")
+                            constant_weights=self.config.drift == "time", weights=self.weights)
         return path.float().to(self.device)
 
     def _given(self) -> dict[str, GivenField]:
         """What is given as functions, found to be usable."""
         given = {"drift_prior": self.config.drift_prior, "diffusion": self.config.diffusion}
         x, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (self.data.x, self.data.t))
-        centre, scale = (torch.as_tensor(v, dtype=torch.float32, device=self.device) for v in (self.centre, self.scale))
-        clock = torch.tensor([self.start, self.span], dtype=torch.float64, device=self.device)
         for name, function in given.items():
             if callable(function):
                 check_function(name, function, x, t, positive=name == "diffusion")
-        return given_fields(given, centre, scale, clock)
+        return given_fields(given, deepcopy(self.coordinates).to(self.device))
 
     def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
         c = self.config
@@ -189,9 +196,9 @@ class _Fit:
             new.update(bend=0.5, own_share=0.5)
         drift: AbstractDrift
         if c.drift == "gradient":
-            metric = np.exp(2 * np.log(self.scale).mean()) / self.scale**2
-            drift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES),
-                                  torch.as_tensor(metric, dtype=torch.float32))
+            scale = self.coordinates.scale
+            metric = (2 * scale.log().mean()).exp() / scale.square()
+            drift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
         else:
             drift = HollowNet(**new)
         if "drift_prior" in self.given:
@@ -203,12 +210,14 @@ class _Fit:
             return drift, StateDiffusion(HollowNet(**new), level)
         if "diffusion" in self.given:
             return drift, FunctionDiffusion(self.given["diffusion"])
-        known = torch.as_tensor(np.asarray(c.diffusion) / self.scale * np.sqrt(self.span), dtype=torch.float32)
-        return drift, KnownDiffusion(known)
+        known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(self.coordinates.span)
+        return drift, KnownDiffusion((known / self.coordinates.scale).float())
 
     def _typical_width(self) -> Tensor:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
-        widths = np.sqrt(np.mean([x.var(0) for x in self._scaled(self.data)], axis=0))
+        weights = self.data.group_weights()
+        widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
+                                  for j, x in enumerate(self._scaled(self.data))], axis=0))
         return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
@@ -238,7 +247,7 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator)
+        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights)
         explained = solve_moments(equations, rounds)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
@@ -311,14 +320,11 @@ class _Fit:
     @torch.no_grad()
     def result(self) -> Identification:
         """Wraps the fitted parts in data units."""
-        sde = FittedSDE(self.model.drift, self.model.diffusion,
-                        torch.as_tensor(self.centre, dtype=torch.float32, device=self.device),
-                        torch.as_tensor(self.scale, dtype=torch.float32, device=self.device), self.start,
-                        self.span).to(self.device)
+        sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates).to(self.device)
         t, x = self._collocation(32, 128)
         sde.choose_time_step(t, x)
         self.summary["residual"] = _mean_squared_residual(self.model, t, x)
-        self.summary["held_out_likelihood"] = self._likelihood(self.density) - float(np.log(self.scale).sum())
+        self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
         self.model.eval()
         return Identification(self.model, sde, self.history, self.summary)
 
@@ -337,7 +343,7 @@ class _Fit:
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:
-        return float(torch.stack([density.log_prob(self.t[j:j + 1], self.held.group(j)[None]).mean()
+        return float(torch.stack([self.held.mean(j, density.log_prob(self.t[j:j + 1], self.held.group(j)[None])[0])
                                   for j in range(len(self.t))]).mean())
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
@@ -366,7 +372,7 @@ class _Fit:
         """The values that the present phase changes: likelihood of the path, residual of path and nets, level of noise."""
         values = {}
         if any(id(p) in learned for p in self.density.parameters()):
-            values["likelihood"] = float(terms.likelihood) - float(np.log(self.scale).sum())
+            values["likelihood"] = float(terms.likelihood) + self.log_volume
         if float(terms.residual):
             centre = torch.zeros(1, self.data.dim, device=self.device)
             values["residual"] = float(terms.residual)
@@ -382,5 +388,5 @@ def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float
 def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
     terms = model.density.terms(t, x)
     f, f_slope = model.drift.derivatives(t[:, None], x, order=1)
-    r = residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x))
+    r = model.less_growth(residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x)), x)
     return float((influence(terms.log_prob, r) * r.square()).mean())

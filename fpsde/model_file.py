@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fpsde.checkpoint import ModelFileError
+from fpsde.coordinates import Coordinates
 from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
@@ -53,7 +54,7 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
         ModelFileError: if one is missing, is none, or is one too many.
     """
     for name, function in functions.items():
-        if name in header.get("functions", ()):
+        if name in header["functions"]:
             if function is None:
                 raise ModelFileError(f"{path}: fitted with a function as {name}, which no file holds; give it again: "
                                      f"FokkerPlanckSDE.load(path, {name}=...)")
@@ -72,25 +73,25 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     Raises:
         KeyError, ValueError, RuntimeError: if the header and the weights do not fit together.
     """
-    centre, scale, clock = (tensors[f"sde.{name}"] for name in ("centre", "scale", "clock"))
-    given = given_fields(functions, centre, scale, clock)
+    units = Coordinates(*(tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")))
+    given = given_fields(functions, units)
     with torch.device("meta"):
         drift = _build_drift(header, given.get("drift_prior"))
-        diffusion = _build_diffusion(header["diffusion"], centre, given.get("diffusion"))
-        sde = FittedSDE(drift, diffusion, centre, scale, 0.0, 1.0)
-    if clock.shape != (2,) or not clock[1] > 0 or not (scale > 0).all():
+        diffusion = _build_diffusion(header["diffusion"], units.dim, given.get("diffusion"))
+    sde = FittedSDE(drift, diffusion, units)
+    if not units.span > 0 or not (units.scale > 0).all():
         raise ValueError("the scaling is not usable")
     _fill(sde, tensors, "sde.")
 
     inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
-    factors, floor, units = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
+    factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
     covariance: AbstractCovariance = (
-        LowRankCovariance(factors, inner["covariance.log_rest"], floor, units) if "covariance.log_rest" in inner
-        else FullCovariance(factors, floor, units))
+        LowRankCovariance(factors, inner["covariance.log_rest"], floor, widths) if "covariance.log_rest" in inner
+        else FullCovariance(factors, floor, widths))
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
-    if density.dim != drift.dim or centre.shape != (drift.dim,):
+    if density.dim != drift.dim or units.dim != drift.dim:
         raise ValueError("drift and density differ in dimension")
     return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
 
@@ -102,14 +103,14 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
 
 def _build_drift(header: dict[str, Any], prior: GivenField | None) -> AbstractDrift:
     kinds: dict[str, type[AbstractDrift]] = {"hollow": HollowNet, "gradient": GradientDrift}
-    learned = kinds[header.get("drift_kind", "hollow")](**header["drift"])
+    learned = kinds[header["drift_kind"]](**header["drift"])
     return learned if prior is None else PriorDrift(learned, prior)
 
 
-def _build_diffusion(header: dict[str, Any], centre: Tensor, given: GivenField | None) -> AbstractDiffusion:
+def _build_diffusion(header: dict[str, Any], dim: int, given: GivenField | None) -> AbstractDiffusion:
     if given is not None:
         return FunctionDiffusion(given)
-    level = torch.ones(centre.shape)
+    level = torch.ones(dim)
     if header["kind"] == "known":
         return KnownDiffusion(level)
     if header["kind"] == "constant":
@@ -123,6 +124,7 @@ def plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
              for name, value in parameters.items()}
     plain.update({name: None for name in ("drift_prior", "diffusion") if callable(plain[name])})
     plain["hidden"] = list(plain["hidden"])
+    plain["positive"] = plain["positive"] if isinstance(plain["positive"], bool) else list(plain["positive"])
     if not isinstance(plain["random_state"], (int, type(None))):
         plain["random_state"] = None
     return plain

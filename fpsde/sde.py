@@ -1,8 +1,7 @@
 r"""The fitted stochastic differential equation in data units, and its simulation with torchsde.
 
-Inside, coordinates and time are dimensionless, :math:`z = (x - m) / \sigma` and :math:`\tau = (t - t_0) / T`. Outside,
-
-.. math:: f(t, x) = \frac{\sigma}{T}\, \hat f(\tau, z), \qquad g(t, x) = \frac{\sigma}{\sqrt T}\, \hat g(\tau, z)
+Inside, coordinates are dimensionless (:mod:`fpsde.coordinates`), and there paths are simulated: far from zero, float32
+would swallow small steps in data units, and a positive coordinate would not stay above zero.
 
 References:
     Scalable Gradients for Stochastic Differential Equations (Li et al., 2020), https://arxiv.org/abs/2001.01328
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchsde import BaseBrownian, BrownianInterval, sdeint
 
+from fpsde.coordinates import Coordinates
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
 from fpsde.potential import learned_potential
@@ -36,27 +36,17 @@ class FittedSDE(nn.Module):
     Arguments:
         drift: the dimensionless drift.
         diffusion: the dimensionless diffusion.
-        centre: the point m, shape (d,), in data units.
-        scale: the scale of every coordinate, shape (d,), in data units.
-        start: the first time of the data.
-        span: the time between the first and the last snapshot.
+        coordinates: the way to data units.
     """
 
     noise_type = "diagonal"
     sde_type = "ito"
-    centre: Tensor
-    scale: Tensor
-    clock: Tensor
     time_step: Tensor
 
-    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, centre: Tensor, scale: Tensor, start: float,
-                 span: float) -> None:
+    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, coordinates: Coordinates) -> None:
         super().__init__()
-        self.drift, self.diffusion = drift, diffusion
-        self.register_buffer("centre", centre)
-        self.register_buffer("scale", scale)
-        self.register_buffer("clock", torch.tensor([start, span], dtype=torch.float64))
-        self.register_buffer("time_step", torch.tensor(span / 200, dtype=torch.float64))
+        self.drift, self.diffusion, self.coordinates = drift, diffusion, coordinates
+        self.register_buffer("time_step", coordinates.clock[1] / 200)
 
     @property
     def autonomous(self) -> bool:
@@ -66,23 +56,21 @@ class FittedSDE(nn.Module):
     @property
     def time_range(self) -> tuple[float, float]:
         """First and last time of the data."""
-        return float(self.clock[0]), float(self.clock[0] + self.clock[1])
+        return self.coordinates.start, self.coordinates.start + self.coordinates.span
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift at time t, shape () or (n,), and points y, shape (n, d): shape (n, d), data units per time unit."""
-        tau, z = self._dimensionless(t, y)
-        return self.drift(tau, z) * (self.scale / self.clock[1]).to(y)
+        return self.f_and_g(t, y)[0]
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Diffusion at time t and points y, shape (n, d), data units per square root of the time unit."""
-        tau, z = self._dimensionless(t, y)
-        return self.diffusion(tau, z) * (self.scale / self.clock[1].sqrt()).to(y)
+        return self.f_and_g(t, y)[1]
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion together."""
-        tau, z = self._dimensionless(t, y)
-        f, g = self.drift(tau, z), self.diffusion(tau, z)
-        return f * (self.scale / self.clock[1]).to(y), g * (self.scale / self.clock[1].sqrt()).to(y)
+        f, g = self.dimensionless(t, self.coordinates.inside(y))
+        f, g = self.coordinates.vectors(y, f, g)
+        return f.to(y), g.to(y)
 
     def potential(self, y: Tensor) -> Tensor:
         """Potential whose gradient the learned drift follows downhill, at points y, shape (n, d): shape (n,).
@@ -95,15 +83,19 @@ class FittedSDE(nn.Module):
         learned = learned_potential(self.drift)
         if learned is None:
             raise ValueError("the drift has no potential: fit with drift='gradient'")
-        unit = (learned.metric[0] * self.scale[0].square() / self.clock[1]).to(y)
-        return learned.potential((y - self.centre) / self.scale) * unit
+        unit = learned.metric[0] * self.coordinates.scale[0].square() / self.coordinates.clock[1]
+        z = self.coordinates.inside(y).to(learned.metric)
+        return (learned.potential(z) * unit).to(y)
 
-    def _dimensionless(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        tau = (torch.as_tensor(t, dtype=torch.float64, device=y.device) - self.clock[0]) / self.clock[1]
+    def dimensionless(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Drift and diffusion at times in data units and dimensionless points z, shape (n, d), in dimensionless units."""
+        t = torch.as_tensor(t, dtype=torch.float64, device=z.device)
+        tau = self.coordinates.time(t)
         if not self.autonomous:
             # Outside the data's times the equation stays what it was at the nearest one.
             tau = tau.clamp(0.0, 1.0)
-        return tau.to(y.dtype), (y - self.centre) / self.scale
+        z = z.to(next(self.drift.parameters()).dtype)
+        return self.drift(tau.to(z), z), self.diffusion(tau.to(z), z)
 
     @torch.no_grad()
     def choose_time_step(self, t: Tensor, z: Tensor) -> None:
@@ -118,7 +110,37 @@ class FittedSDE(nn.Module):
         rates = torch.stack([slope.abs(), 0.2 * f.abs() / width, 0.2 * (self.diffusion(t[:, None], z) / width).square()])
         fastest = float(torch.quantile(rates.amax(-1).flatten(1), 0.95, dim=1).max())
         steps = min(max(20 * fastest, 100.0), 5000.0)
-        self.time_step.fill_(float(self.clock[1]) / steps)
+        self.time_step.fill_(self.coordinates.span / steps)
+
+    @torch.no_grad()
+    def paths(self, x0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler",
+              report: Callable[[int, int], None] | None = None) -> Tensor:
+        """Simulates trajectories in dimensionless coordinates; arguments and result as those of :func:`simulate`."""
+        start = self.coordinates.inside(x0).to(next(self.drift.parameters()).dtype)
+        inside = simulate(_Dimensionless(self), start, times, time_step, seed, method, report)
+        path = self.coordinates.outside(inside).to(x0)
+        path[0] = x0
+        return path
+
+
+class _Dimensionless(nn.Module):
+    """The fitted equation for dimensionless points, in data time."""
+
+    noise_type, sde_type = "diagonal", "ito"
+
+    def __init__(self, sde: FittedSDE) -> None:
+        super().__init__()
+        self.sde = sde
+
+    def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        f, g = self.sde.dimensionless(t, y)
+        return f / self.sde.coordinates.span, g / math.sqrt(self.sde.coordinates.span)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.f_and_g(t, y)[0]
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.f_and_g(t, y)[1]
 
 
 class FreshIncrements(BaseBrownian):

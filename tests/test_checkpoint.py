@@ -49,6 +49,9 @@ def test_foreign_later_and_poisoned_files(tmp_path):
     save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "99"})
     with pytest.raises(ModelFileError, match="update fpsde"):
         load_file(tmp_path / "m")
+    save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "1"})
+    with pytest.raises(ModelFileError, match="fit again"):
+        load_file(tmp_path / "m")
     save_file(tmp_path / "m", {"a": torch.tensor([float("nan")])}, {})
     with pytest.raises(ModelFileError, match="not usable"):
         load_file(tmp_path / "m")

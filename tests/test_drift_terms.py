@@ -14,7 +14,7 @@ from problems import (
 from sklearn.base import clone
 
 from fpsde import FokkerPlanckSDE
-from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.checkpoint import ModelFileError
 from fpsde.identification import IdentificationConfig, identify
 from fpsde.moments import MomentEquations
 from fpsde.snapshots import Snapshots
@@ -152,15 +152,6 @@ def test_change_of_units_changes_results_only_by_units(name):
     if settings["drift"] == "gradient":
         unit = space**2 / clock
         assert np.allclose(other.potential(moved), plain.potential(X) * unit, rtol=1e-3, atol=1e-3 * unit)
-
-
-def test_files_from_before_there_were_functions_load(tmp_path):
-    model, path = FokkerPlanckSDE(**QUICK).fit(X, T), tmp_path / "m.fpsde"
-    model.save(path)
-    tensors, header = load_file(path)
-    del header["fitted"]["parameters"]["drift_prior"], header["parts"]["drift_kind"], header["parts"]["functions"]
-    save_file(path, tensors, header)
-    assert np.array_equal(FokkerPlanckSDE.load(path, "cpu").drift(X, T), model.drift(X, T))
 
 
 @pytest.mark.parametrize("drift", ["gradient", "autonomous"])

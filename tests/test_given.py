@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fpsde.coordinates import Coordinates
 from fpsde.diffusion import FunctionDiffusion
 from fpsde.given import GivenField, check_function
 
@@ -17,7 +18,7 @@ def bent(x, t):
 
 
 def field(name, function=bent):
-    return GivenField(function, CENTRE, SCALE, CLOCK, name)
+    return GivenField(function, Coordinates(CENTRE, SCALE, CLOCK), name)
 
 
 def test_units():
@@ -65,7 +66,7 @@ def test_copies_share_the_function_and_a_network_stays_out_of_the_weights():
     z = torch.randn(3, 2)
     for given in (one, two):
         assert torch.equal(copy.deepcopy(given).double()(torch.tensor(0.1), z), given(torch.tensor(0.1), z))
-    assert copy.deepcopy(two)._holder is two._holder
+    assert copy.deepcopy(two)._held is two._held
     assert torch.equal(pickle.loads(pickle.dumps(field("drift_prior")))(torch.tensor(0.1), z), field("drift_prior")(torch.tensor(0.1), z))
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from test_drift import randomised
 
+from fpsde.coordinates import Coordinates
 from fpsde.drift import COUPLED, FREE, LINEAR, OWN, PriorDrift
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
@@ -60,7 +61,7 @@ def test_it_starts_at_zero_and_refuses_other_dimensions():
 
 
 def test_what_is_learned_as_a_potential_is_found():
-    zero = GivenField(lambda x, t: 0 * x, torch.zeros(2), torch.ones(2), torch.tensor([0.0, 1.0]), "drift_prior")
-    drift = GradientDrift(2, 8)
+    units = Coordinates(torch.zeros(2), torch.ones(2), torch.tensor([0.0, 1.0]))
+    drift, zero = GradientDrift(2, 8), GivenField(lambda x, t: 0 * x, units, "drift_prior")
     assert learned_potential(drift) is learned_potential(PriorDrift(drift, zero)) is drift
     assert learned_potential(HollowNet(2)) is None

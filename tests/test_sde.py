@@ -4,6 +4,7 @@ import torch
 import torchsde
 from scipy import stats
 
+from fpsde.coordinates import Coordinates
 from fpsde.diffusion import ConstantDiffusion
 from fpsde.hollow import HollowNet
 from fpsde.sde import FittedSDE, FreshIncrements, SimulationError, simulate
@@ -73,15 +74,15 @@ def test_fresh_increments_refuse_what_they_cannot_do():
 
 
 def fitted(time=True):
-    return FittedSDE(HollowNet(2, time=time), ConstantDiffusion(torch.tensor([0.5, 2.0])), torch.tensor([1.0, -3.0]),
-                     torch.tensor([10.0, 0.1]), 5.0, 4.0)
+    return FittedSDE(HollowNet(2, time=time), ConstantDiffusion(torch.tensor([0.5, 2.0])), Coordinates(
+        torch.tensor([1.0, -3.0]), torch.tensor([10.0, 0.1]), torch.tensor([5.0, 4.0])))
 
 
 def test_units_of_the_fitted_equation(close):
     sde = fitted()
-    x = torch.randn(6, 2) * sde.scale + sde.centre
-    z = (x - sde.centre) / sde.scale
-    close(sde.f(torch.tensor(6.0), x), sde.drift(torch.tensor(0.25), z) * sde.scale / 4, 1e-6)
+    z = torch.randn(6, 2)
+    x = sde.coordinates.outside(z).float()
+    close(sde.f(torch.tensor(6.0), x), (sde.drift(torch.tensor(0.25), z) * sde.coordinates.scale / 4).float(), 1e-5)
     close(sde.g(torch.tensor(6.0), x), torch.tensor([[2.5, 0.1]]).expand(6, 2), 1e-6)
     for a, b in zip(sde.f_and_g(torch.tensor(6.0), x), (sde.f(torch.tensor(6.0), x), sde.g(torch.tensor(6.0), x)),
                     strict=True):
