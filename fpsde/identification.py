@@ -73,12 +73,10 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":
         fit.train_paths(1 - config.net_share)
-        fit.check_given()
         fit.train_nets()
         fit.polish()
     else:
         fit.train_path(PATH_SHARE)
-        fit.check_given()
         if config.solve and MomentEquations.fits(fit.model, len(data.times)):
             fit.solve_nets(rounds=8)
             fit.refine_path(0.5)
@@ -143,11 +141,6 @@ class _Fit:
             if callable(function):
                 check_function(name, function, x, t, positive=name == "diffusion")
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
-
-    def check_given(self) -> None:
-        """Finds out whether known functions are finite wherever the density path leads, and not only at the data."""
-        for name, field in self.given.items():
-            field.check(name, *self._collocation(64, 256))
 
     def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
         c = self.config
