@@ -61,6 +61,7 @@ class GivenField(nn.Module):
             ValueError: if they are not finite at finite points; it names the argument and the place.
         """
         tau = torch.as_tensor(t, device=x.device).expand(x.shape[:-1]).reshape(-1).double()
+        # What is held does not move with the model.
         units = self.units.to(x.device)
         points, times = units.outside(x.reshape(-1, x.shape[-1])), units.clock[0] + units.clock[1] * tau
         values = self._held.function(points, times)
@@ -94,7 +95,8 @@ class _Held:
 
 def given_fields(arguments: Mapping[str, Any], coordinates: Coordinates) -> dict[str, GivenField]:
     """Returns the fields of those arguments "drift_prior" and "diffusion" that are functions, by name."""
-    return {name: GivenField(function, coordinates, name) for name, function in arguments.items() if callable(function)}
+    return {name: GivenField(function, coordinates, name) for name, function in arguments.items()
+            if callable(function)}
 
 
 def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive: bool = False) -> None:

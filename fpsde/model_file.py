@@ -20,6 +20,7 @@ from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.given import Function, GivenField, given_fields
+from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
@@ -38,6 +39,7 @@ def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[s
                                StateDiffusion: "state"}[type(diffusion)]},
         "functions": ["drift_prior"] * isinstance(sde.drift, PriorDrift)
         + ["diffusion"] * isinstance(diffusion, FunctionDiffusion),
+        "growth": None if sde.growth is None else sde.growth.settings,
         "density": {"constant_weights": density.constant_weights},
     }
     if isinstance(diffusion, StateDiffusion):
@@ -78,7 +80,8 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     with torch.device("meta"):
         drift = _build_drift(header, given.get("drift_prior"))
         diffusion = _build_diffusion(header["diffusion"], units.dim, given.get("diffusion"))
-    sde = FittedSDE(drift, diffusion, units)
+        growth = None if header.get("growth") is None else Growth(**header["growth"])
+    sde = FittedSDE(drift, diffusion, units, growth)
     if not units.span > 0 or not (units.scale > 0).all():
         raise ValueError("the scaling is not usable")
     _fill(sde, tensors, "sde.")

@@ -67,7 +67,8 @@ def test_copies_share_the_function_and_a_network_stays_out_of_the_weights():
     for given in (one, two):
         assert torch.equal(copy.deepcopy(given).double()(torch.tensor(0.1), z), given(torch.tensor(0.1), z))
     assert copy.deepcopy(two)._held is two._held
-    assert torch.equal(pickle.loads(pickle.dumps(field("drift_prior")))(torch.tensor(0.1), z), field("drift_prior")(torch.tensor(0.1), z))
+    one = field("drift_prior")
+    assert torch.equal(pickle.loads(pickle.dumps(one))(torch.tensor(0.1), z), one(torch.tensor(0.1), z))
 
 
 class Network(nn.Module):
