@@ -208,7 +208,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             SimulationError: if paths become infinite.
         """
         check_is_fitted(self, "sde_")
-        times = np.asarray(to_numpy(times), dtype=np.float64)
+        times = np.array(to_numpy(times), dtype=np.float64)
         if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
             raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):

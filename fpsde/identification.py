@@ -14,7 +14,8 @@ fitted first, by likelihood and least kinetic energy, as the mean of several sma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from fpsde.moments import MomentEquations, solve_moments
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, TrainConfig, train
+from fpsde.train import Report, TrainConfig, TrainingError, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
 
@@ -100,6 +101,16 @@ class Identification(NamedTuple):
     summary: dict[str, float]
 
 
+@contextmanager
+def _plain_words() -> Iterator[None]:
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the data, "
+                            "or use fewer components") from error
+
+
+@_plain_words()
 def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
              report: Callable[[Report], None] | None = None) -> Identification:
     """Fits density, drift and diffusion to snapshots.
@@ -110,6 +121,9 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         seed: of all randomness.
         device: where to train.
         report: called after every step, with values now and then.
+
+    Raises:
+        TrainingError: if the numbers of the fit are lost.
     """
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":

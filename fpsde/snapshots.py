@@ -15,6 +15,8 @@ __all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "read_snapshots"
 Array = NDArray[np.float64]
 
 MIN_POINTS_PER_TIME = 3
+LARGEST = 1e30
+LEAST_GAP = 1e-6
 POINT_KEYS = ("X", "Xs", "x", "pcs", "X_pca")
 TIME_KEYS = ("t", "time", "times", "dts", "day", "sample_labels", "samples")
 
@@ -42,10 +44,11 @@ class Snapshots:
         """Checks arrays and builds snapshots from them.
 
         Raises:
-            SnapshotError: if shapes do not match, values are missing or infinite, there are fewer than two times, a time
-                has fewer than three points, or a coordinate never varies.
+            SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two times,
+                times nearly coincide, a time has fewer than three points, or a coordinate never varies.
         """
-        x, t = np.asarray(x, dtype=np.float64), np.asarray(t, dtype=np.float64)
+        # Copies: what a DataFrame hands out may be read-only, which torch does not take.
+        x, t = np.array(x, dtype=np.float64), np.array(t, dtype=np.float64)
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
             raise SnapshotError(f"points must have shape (n, d) and times shape (n,), got {x.shape} and {t.shape}")
         if x.shape[1] < 1:
@@ -61,8 +64,8 @@ class Snapshots:
             raise SnapshotError(
                 f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points, the first is "
                 f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
-        spread = x.std(0)
-        constant = spread <= 1e-12 * np.abs(x).max(0)
+        _check_range(x, times, names)
+        constant = x.std(0) <= 1e-12 * np.abs(x).max(0)
         if constant.any():
             raise SnapshotError(f"coordinate {names[int(constant.argmax())]!r} never varies; leave it out")
         return cls(x, t, tuple(names))
@@ -105,6 +108,21 @@ def _check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
     rows = np.flatnonzero(~np.isfinite(t))
     if len(rows):
         raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), the first in row {rows[0]}")
+
+
+def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
+    """Refuses what is lost in floating point: large values when squared, close times in float32."""
+    rows, columns = np.nonzero(np.abs(x) > LARGEST)
+    if len(rows):
+        raise SnapshotError(f"coordinate {names[columns[0]]!r} has {x[rows[0], columns[0]]:g} in row {rows[0]}, beyond "
+                            f"{LARGEST:g}; drop such points or change the unit")
+    span = times[-1] - times[0]
+    if not 1 / LARGEST < span < LARGEST:
+        raise SnapshotError(f"times from {times[0]:g} to {times[-1]:g} are out of range; change their unit")
+    close = int(np.diff(times).argmin())
+    if times[close + 1] - times[close] < LEAST_GAP * span:
+        raise SnapshotError(f"times {times[close]:.12g} and {times[close + 1]:.12g} are closer than {LEAST_GAP:g} of the time "
+                            "from first to last; merge times that belong together")
 
 
 def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = ()) -> Snapshots:

@@ -87,7 +87,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         report: called after every step.
 
     Raises:
-        TrainingError: if `patience` steps in a row had to be skipped.
+        TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
     """
     optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -120,6 +120,9 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
                 best, best_step, best_state = value, step + 1, _copy(average.module)
         if report is not None:
             report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), terms)
+    if config.steps and not math.isfinite(best):
+        raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers in "
+                            "the data, or use fewer components")
     return TrainResult(config.steps, skipped, best_step, best, best_state)
 
 

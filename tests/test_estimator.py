@@ -208,3 +208,34 @@ def test_fit_on_a_gpu(device):
     model = FokkerPlanckSDE(**{**QUICK, "device": "cuda"}).fit(X, T)
     assert model.sde_.centre.is_cuda
     assert np.isfinite(model.simulate(X[:5], [0, 1.5])).all()
+
+
+def repeated(points):
+    """Three snapshots of 16 points each, of which only the first few are different ones."""
+    return np.repeat(points, -(-16 // points.shape[1]), axis=1)[:, :16].reshape(48, -1)
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+@pytest.mark.parametrize("distinct", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_points_that_coincide_give_a_finite_fit(distinct, dim, drift, rng):
+    x, t = repeated(rng.normal(size=(3, distinct, dim))), np.repeat([0.0, 1.0, 2.0], 16)
+    model = FokkerPlanckSDE(**QUICK, drift=drift).fit(x, t)
+    assert np.isfinite(model.score_samples(x, t)).all()
+    assert np.isfinite(model.drift(x, t)).all()
+    assert np.isfinite(model.diffusion(x, t)).all()
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+@pytest.mark.parametrize("outlier", [1e6, 1e12, 1e24])
+def test_an_outlier_leaves_the_fit_finite(outlier, drift):
+    x = X.copy()
+    x[3, 0] = outlier
+    model = FokkerPlanckSDE(**QUICK, drift=drift).fit(x, T)
+    assert np.isfinite(model.score_samples(x, T)).all()
+    assert np.isfinite(model.drift(x, T)).all()
+
+
+def test_times_from_a_data_frame_simulate_without_a_warning(model):
+    times = pd.DataFrame({"t": [0.0, 0.5, 1.0], "other": 0.0})["t"]
+    assert np.array_equal(model.simulate(X[:3], times, random_state=0), model.simulate(X[:3], [0, 0.5, 1], random_state=0))

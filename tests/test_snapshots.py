@@ -95,6 +95,17 @@ def test_split_keeps_every_time(rng):
     assert few.split(0.5, rng)[1] is None
 
 
+@pytest.mark.parametrize(("scale", "times", "message"), [
+    (1e200, [0, 1], "coordinate 'x1' has .*e.20. in row 0, beyond 1e.30; drop"),
+    (1.0, [0, 1e300], "times from 0 to 1e.300 are out of range"),
+    (1.0, [0, 1e-9, 1], "times 0 and 1e-09 are closer than 1e-06 of the time from first to last; merge"),
+])
+def test_numbers_that_floating_point_would_lose(scale, times, message, rng):
+    x = scale * (1 + rng.random(size=(5 * len(times), 2)))
+    with pytest.raises(SnapshotError, match=message):
+        Snapshots.of(x, np.repeat(times, 5))
+
+
 def test_values_that_are_not_finite_are_located(rng):
     x = rng.normal(size=(10, 2))
     x[7, 1] = np.nan

@@ -61,6 +61,12 @@ def test_stops_with_a_clear_message_when_it_keeps_happening():
         run(bad=range(10, 300))
 
 
+def test_no_finite_score_is_an_error_and_not_the_initial_state():
+    module = Bowl()
+    with pytest.raises(TrainingError, match="after none of 5 steps was the score"):
+        train(module, [{"params": [module.w]}], lambda step: (torch.ones(3),), lambda m: float("nan"), TrainConfig(steps=5))
+
+
 def test_one_thread_is_given_back():
     torch.set_num_threads(2)
     with one_thread(torch.device("cpu")):
