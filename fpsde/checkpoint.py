@@ -36,7 +36,7 @@ def save_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, An
     """
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        raise ModelFileError(f"{path}: not written, the model's {bad[0]} is not finite; fit again, without outliers or with "
+        raise ModelFileError(f"{path}: not written, {bad[0]} is not finite; fit again, without outliers or with "
                              "fewer components")
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "header": json.dumps(header)}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

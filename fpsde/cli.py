@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,20 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command(help="Fit an SDE to snapshots. " + DATA_HELP)
 @click.argument("data")
 @click.option("--time", help="Column or array with the times; found by its usual names if left out.")
-@click.option("--features", help="Columns to use, with commas; all but the time if left out.")
+@click.option("--weights", help="Column or array with the weight of each point; equal if left out.")
+@click.option("--features", help="Columns to use, with commas; all but time and weights if left out.")
 @click.option("-o", "--output", default="model.fpsde", show_default=True, help="The model file to write.")
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def fit(data: str, time: str | None, features: str | None, output: str, seed: int, quiet: bool, **settings: Any) -> None:
+def fit(data: str, time: str | None, weights: str | None, features: str | None, output: str, seed: int, quiet: bool,
+        **settings: Any) -> None:
     with _plain_errors():
-        snapshots = _read(data, time, features)
+        snapshots = _read(data, time, features, weights)
         _check_writable(output)
         settings["positive"] = _places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
-        model.fit(snapshots.x, snapshots.t)
+        model.fit(snapshots.x, snapshots.t, snapshots.weights)
         model.names_ = snapshots.names
         model.save(output)
         click.echo(f"{_describe(model)}\nWrote {output}")
@@ -140,24 +143,26 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
 @click.argument("data", required=False)
 @click.option("--leave-one-out", "left_out", is_flag=True, help="Refit without every inner time in turn.")
 @click.option("--time", help="Column or array with the times.")
-@click.option("--features", help="Columns to use with --leave-one-out, with commas; all but the time if left out.")
+@click.option("--weights", help="Column or array with the weight of each point: what is compared with is a sample of the "
+              "points that keeps each by its weight.")
+@click.option("--features", help="Columns to use with --leave-one-out, with commas; all but time and weights if left out.")
 @click.option("--points", type=click.IntRange(4), help="Most points in a comparison; 1000 if left out, and all of them "
               "with --leave-one-out, which needs the extra 'transport'.")
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(model: str, data: str | None, left_out: bool, time: str | None, features: str | None, points: int | None,
-             seed: int, as_json: bool, **settings: Any) -> None:
+def evaluate(model: str, data: str | None, left_out: bool, time: str | None, weights: str | None, features: str | None,
+             points: int | None, seed: int, as_json: bool, **settings: Any) -> None:
     with _plain_errors():
         if left_out != (data is None):
             raise click.UsageError("give MODEL and DATA, or DATA with --leave-one-out and no model")
         if data is None:
-            _evaluate_left_out(_read(model, time, features), points, seed, as_json, settings)
+            _evaluate_left_out(_read(model, time, features, weights), points, seed, as_json, settings)
             return
         fitted = FokkerPlanckSDE.load(model)
-        snapshots = _matching(fitted, data, time)
+        snapshots = _matching(fitted, data, time, weights)
         scores = evaluate_steps(fitted, snapshots, points or 1000, seed)
-        likelihood = fitted.score(snapshots.x, snapshots.t)
+        likelihood = fitted.score(snapshots.x, snapshots.t, snapshots.weights)
         if as_json:
             click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
             return
@@ -173,7 +178,7 @@ def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_j
     settings["positive"] = _places(settings["positive"], snapshots.names)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
-        return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t)
+        return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
 
     def report(score: LeftOutScore) -> None:
         click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
@@ -207,8 +212,9 @@ def plot(model: str, data: str, time: str | None, output: str, seed: int) -> Non
 @click.argument("model")
 @click.argument("data", required=False)
 @click.option("--time", help="Column or array with the times.")
+@click.option("--weights", help="Column or array with the weight of each point, as it was fitted to.")
 @click.option("--figure", help="Draw the noise's profile into this file, png or pdf; needs DATA.")
-def info(model: str, data: str | None, time: str | None, figure: str | None) -> None:
+def info(model: str, data: str | None, time: str | None, weights: str | None, figure: str | None) -> None:
     with _plain_errors():
         if figure is not None and data is None:
             raise click.UsageError("--figure draws what the data tell: give DATA as well")
@@ -220,8 +226,8 @@ def info(model: str, data: str | None, time: str | None, figure: str | None) -> 
         click.echo(_describe(fitted))
         if data is None:
             return
-        snapshots = _matching(fitted, data, time)
-        found = fitted.identifiability(snapshots.x, snapshots.t)
+        snapshots = _matching(fitted, data, time, weights)
+        found = fitted.identifiability(snapshots.x, snapshots.t, snapshots.weights)
         click.echo(found)
         if figure is not None:
             from fpsde.plotting import plot_identifiability
@@ -232,8 +238,8 @@ def info(model: str, data: str | None, time: str | None, figure: str | None) -> 
             click.echo(f"Wrote {figure}")
 
 
-def _read(data: str, time: str | None, features: str | None) -> Snapshots:
-    return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else ())
+def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
+    return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
 
 
 def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int]:
@@ -246,18 +252,18 @@ def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int
     return [names.index(name) for name in wanted]
 
 
-def _matching(model: FokkerPlanckSDE, path: str, time: str | None) -> Snapshots:
+def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:
     """Reads data with the model's own columns."""
     try:
-        snapshots = read_snapshots(path, time, model.names_ if Path(path).suffix.lower() == ".csv" else ())
+        snapshots = read_snapshots(path, time, model.names_ if Path(path).suffix.lower() == ".csv" else (), weights)
     except SnapshotError:
         if model.names_ != tuple(f"x{i + 1}" for i in range(model.n_features_in_)):
             raise
         # A model of arrays has made up its names: then all columns of the file are meant.
-        snapshots = read_snapshots(path, time)
+        snapshots = read_snapshots(path, time, weights=weights)
     if snapshots.dim != model.n_features_in_:
         raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
-    return Snapshots(snapshots.x, snapshots.t, model.names_)
+    return replace(snapshots, names=model.names_)
 
 
 def _parse_times(text: str) -> list[float]:

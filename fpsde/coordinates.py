@@ -11,10 +11,11 @@ References:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpsde.snapshots import Snapshots
+from fpsde.snapshots import Snapshots, mean_and_variance
 
 __all__ = ["Coordinates"]
 
@@ -52,11 +53,11 @@ class Coordinates(nn.Module):
             data: the snapshots.
             positive: which coordinates are taken by their logarithm, d of them; their values must be above zero.
         """
-        x = data.x.copy()
-        for i in (i for i, taken in enumerate(positive) if taken):
-            x[:, i] = torch.as_tensor(x[:, i]).log().numpy()
+        x, taken = data.x.copy(), np.array(positive)
+        x[:, taken] = np.log(x[:, taken])
+        mean, variance = mean_and_variance(x, data.weights)
         first, last = data.times[[0, -1]]
-        return cls(*(torch.as_tensor(v) for v in (x.mean(0), x.std(0), [first, last - first], positive)))
+        return cls(*(torch.as_tensor(v) for v in (mean, np.sqrt(variance), [first, last - first], positive)))
 
     @property
     def dim(self) -> int:

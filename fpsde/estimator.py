@@ -24,7 +24,7 @@ from fpsde.identification import IdentificationConfig, identify
 from fpsde.model_file import build_parts, describe_parts
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots
+from fpsde.snapshots import Snapshots, check_weights
 from fpsde.train import Report, choose_device, one_thread
 
 __all__ = ["FokkerPlanckSDE"]
@@ -93,19 +93,21 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> FokkerPlanckSDE:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> FokkerPlanckSDE:
         """Fits density, drift and diffusion.
 
         Arguments:
             X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
             y: the time of each point, shape (n,).
+            sample_weight: the weight of each point, shape (n,), equal if left out: a snapshot's law is its weighted
+                empirical measure. Only ratios within one time matter; points of weight 0 are left out.
 
         Raises:
-            SnapshotError: a ValueError; if the points or times cannot be used.
+            SnapshotError: a ValueError; if the points, times or weights cannot be used.
         """
         X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
-        data = Snapshots.of(X, y, names)
+        data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = self._config(data)
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -176,9 +178,11 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
                     result[part] = torch.where(known, log_p, -torch.inf).cpu().numpy()
         return result
 
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:
-        """Returns the mean log-likelihood of points X at times y."""
-        return float(self.score_samples(X, y).mean())
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Returns the mean log-likelihood of points X at times y, over all points by their weights."""
+        values = self.score_samples(X, y)
+        weights = None if sample_weight is None else check_weights(to_numpy(sample_weight), len(values))
+        return float(values.mean() if weights is None else np.average(values, weights=weights))
 
     def sample(self, n: int, t: float, random_state: Any = None) -> Array:
         """Draws n points from the density at time t, shape (n, d), in data units."""
@@ -222,33 +226,37 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
                                     lambda done, _: progress.update(done))
         return paths.cpu().numpy()
 
-    def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None) -> Identifiability:
+    def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None,
+                        sample_weight: ArrayLike | None = None) -> Identifiability:
         """Says how far the snapshots fix noise and drift; printed, it is two sentences.
 
         Arguments:
             X: the points that the model was fitted to, shape (n, d); known after `fit`, to be given after `load`.
             y: the time of each point, shape (n,).
+            sample_weight: as in `fit`, shape (n,).
 
         Raises:
             ValueError: if a loaded model is asked without points, or if points or times are given alone.
         """
         check_is_fitted(self, "sde_")
-        if (X is None) != (y is None):
+        if (X is None) != (y is None) or (X is None and sample_weight is not None):
             raise ValueError("X and y go together: give the points and their times, or neither")
         if X is None or y is None:
             if self._data is None:
                 raise ValueError("a model file holds no points: give the X and y that the model was fitted to")
             data = self._data
         else:
-            data = Snapshots.of(self._points(X), to_numpy(y))
+            data = Snapshots.of(self._points(X), to_numpy(y), weights=to_numpy(sample_weight))
         if not np.isin(data.times, self.times_).all() or len(data.times) < 2:
             known, got = (", ".join(f"{t:g}" for t in times) for times in (self.times_, data.times))
             raise ValueError(f"the model was fitted to snapshots at {known}, got points at {got}")
         times = self._coordinates.time(torch.as_tensor(data.times, device=self._device))
         snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
+        given = data.group_weights()
+        weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
         model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion)
         with one_thread(self._device):
-            return identifiability(model, times, snapshots, self._coordinates.span)
+            return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.

@@ -80,11 +80,12 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
 
     Arguments:
         model: a fitted model.
-        data: the snapshots to compare with.
+        data: the snapshots to compare with; of unequal weights, a thinned sample of them.
         max_points: largest number of points in a comparison; cost grows with its cube.
         seed: chooses points and noise.
     """
     rng = np.random.default_rng(seed)
+    data = data.thinned(rng)
     scale = data.x.std(0)
     groups, times = data.groups(), data.times
     scores = []
@@ -118,7 +119,7 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
 
     Arguments:
         fit: fits a model to snapshots with a seed.
-        data: snapshots at three times or more.
+        data: snapshots at three times or more; of unequal weights, all are fitted to and a thinned sample is compared with.
         max_points: points in a comparison, at equal counts; all points of all times if left out, which needs the extra
             `transport`. The floor compares two halves of the left-out time, hence at most half its points.
         seeds: of the fits and their noise, one fit each; the first also chooses points.
@@ -128,7 +129,8 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
         ValueError: if there is no inner time.
         ImportError: before the first fit, if POT is needed and not installed.
     """
-    times, scale = data.times, data.x.std(0)
+    seen = data.thinned(np.random.default_rng(seeds[0]))
+    times, scale = data.times, seen.x.std(0)
     if len(times) < 3:
         raise ValueError(f"leaving one time out needs an inner time, hence three times or more, got {len(times)}")
     scores = []
@@ -136,13 +138,14 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
         start, previous, now, following = times[[0, j - 1, j, j + 1]].tolist()
         rng = np.random.default_rng([seeds[0], j])
         first, before, observed, after = _equal_counts(
-            [data.at(t) / scale for t in (start, previous, now, following)], max_points, rng)
+            [seen.at(t) / scale for t in (start, previous, now, following)], max_points, rng)
         middle, mass = transport_midpoint(before, after, (now - previous) / (following - previous))
-        most = int((data.t == now).sum()) // 2
-        baselines = {"floor": wasserstein(*halves(data.at(now) / scale, min(len(observed), most), rng)),
+        most = int((seen.t == now).sum()) // 2
+        baselines = {"floor": wasserstein(*halves(seen.at(now) / scale, min(len(observed), most), rng)),
                      "carry-forward": wasserstein(before, observed),
                      "midpoint": wasserstein(middle, observed, mass=None if len(before) == len(after) else mass)}
-        rest = Snapshots.of(data.x[data.t != now], data.t[data.t != now], data.names)
+        kept = data.t != now
+        rest = Snapshots.of(data.x[kept], data.t[kept], data.names, None if data.weights is None else data.weights[kept])
         for seed in seeds:
             begin = time.monotonic()
             model = fit(rest, seed)

@@ -116,8 +116,8 @@ class Identifiability(NamedTuple):
 
 
 @torch.no_grad()
-def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], span: float,
-                    seed: int = 0) -> Identifiability:
+def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], span: float, seed: int = 0,
+                    weights: list[Tensor] | None = None) -> Identifiability:
     """Measures how far snapshots fix the noise and the drift of a fitted model.
 
     Arguments:
@@ -126,6 +126,7 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
         snapshots: T tensors of shape (n_j, d).
         span: time between the first and the last snapshot, in data units.
         seed: draws test functions and points.
+        weights: of the points, T tensors of shape (n_j,) and of mean 1; equal if left out.
     """
     model = copy.deepcopy(model).double()
     generator = torch.Generator(device=times.device).manual_seed(seed)
@@ -135,7 +136,7 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
         worse = np.array([_miss(model, float(scale), seed) for scale in SCALES[::4]])
         return Identifiability(False, SCALES[::4], worse,
                                (float(SCALES[0]), float(SCALES[-1])), given, share, math.inf, span)
-    equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator)
+    equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator, weights)
     misfit, turning = _profile(equations)
     worse = np.array(misfit) - min(misfit)
     return Identifiability(True, SCALES, worse, _interval(worse), given, share,

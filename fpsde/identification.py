@@ -33,7 +33,7 @@ from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations, solve_moments
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots
+from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, TrainConfig, TrainingError, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
@@ -106,8 +106,8 @@ def _plain_words() -> Iterator[None]:
     try:
         yield
     except torch.linalg.LinAlgError as error:
-        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the data, "
-                            "or use fewer components") from error
+        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the "
+                            "data, or use fewer components") from error
 
 
 @_plain_words()
@@ -153,11 +153,12 @@ class _Fit:
         self.data = data
         times = data.times
         self.coordinates = Coordinates.of(data, config.positive or (False,) * data.dim)
-        self.log_volume = float(self.coordinates.log_volume(torch.as_tensor(data.x)).mean())
+        volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
+        self.log_volume = float(np.average(volumes, weights=data.weights))
         """What the mean log-likelihood gains in data units."""
         kept, held = data.split(config.held_out, self.rng)
-        self.kept = SnapshotBatches(self._scaled(kept), self.generator, device)
-        self.held = SnapshotBatches(self._scaled(held), self.generator, device) if held is not None else self.kept
+        self.kept, self.weights = self._batches(kept), kept.group_weights()
+        self.held = self._batches(held) if held is not None else self.kept
         self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
@@ -172,11 +173,14 @@ class _Fit:
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
         return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
 
+    def _batches(self, data: Snapshots) -> SnapshotBatches:
+        return SnapshotBatches(self._scaled(data), self.generator, self.device, data.group_weights())
+
     def _initial_path(self) -> GaussianMixturePath:
         snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
         times = self.coordinates.time(torch.as_tensor(self.data.times)).numpy()
         path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time")
+                            constant_weights=self.config.drift == "time", weights=self.weights)
         return path.float().to(self.device)
 
     def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
@@ -196,7 +200,9 @@ class _Fit:
 
     def _typical_width(self) -> Tensor:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
-        widths = np.sqrt(np.mean([x.var(0) for x in self._scaled(self.data)], axis=0))
+        weights = self.data.group_weights()
+        widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
+                                  for j, x in enumerate(self._scaled(self.data))], axis=0))
         return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
@@ -226,7 +232,7 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator)
+        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights)
         explained = solve_moments(equations, rounds)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
@@ -324,7 +330,7 @@ class _Fit:
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:
-        return float(torch.stack([density.log_prob(self.t[j:j + 1], self.held.group(j)[None]).mean()
+        return float(torch.stack([self.held.mean(j, density.log_prob(self.t[j:j + 1], self.held.group(j)[None])[0])
                                   for j in range(len(self.t))]).mean())
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],

@@ -53,7 +53,7 @@ def matched_chains(snapshots: list[Array], n: int, rng: np.random.Generator) -> 
 
 
 def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: np.random.Generator,
-                 constant_weights: bool = False) -> GaussianMixturePath:
+                 constant_weights: bool = False, weights: list[Array] | None = None) -> GaussianMixturePath:
     """Starts a mixture path on snapshots.
 
     Arguments:
@@ -63,10 +63,13 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
             points coincide.
         rng: source of randomness.
         constant_weights: whether the weights of the path are constant in time.
+        weights: of the points, T arrays of shape (n_j,); equal if left out.
 
     Returns:
         The path, in float64.
     """
+    if weights is not None:
+        snapshots = [_resampled(x, w, rng) for x, w in zip(snapshots, weights, strict=True)]
     dim, fewest = snapshots[0].shape[1], min(len(x) for x in snapshots)
     k = max(1, min(n_components, fewest // MIN_POINTS))
     chains = matched_chains(snapshots, min(max(fewest, 20 * k), MAX_CHAINS), rng)
@@ -111,6 +114,13 @@ def _clustered(points: Array, k: int, seed: int) -> tuple[NDArray[np.int_], NDAr
         found = KMeans(k, n_init=1, random_state=seed).fit_predict(points)
     _, labels, counts = np.unique(found, return_inverse=True, return_counts=True)
     return labels, counts
+
+
+def _resampled(x: Array, weights: Array, rng: np.random.Generator) -> Array:
+    """As many points of equal weight as these are worth, at even steps of the cumulative weight: few come twice."""
+    n = max(MIN_POINTS, round(weights.sum() ** 2 / (weights**2).sum()))
+    ends = weights.cumsum() / weights.sum()
+    return x[np.searchsorted(ends[:-1], (np.arange(n) + rng.random()) / n, side="right")]
 
 
 def _covariances(members: Array, pooled: Array, k: int) -> Array:

@@ -18,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,13 +47,33 @@ PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
 ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
 
 
+class _Block(NamedTuple):
+    """Points at nodes of an interval, whose means enter the equations."""
+
+    t: Tensor
+    """Times, shape (M,)."""
+    x: Tensor
+    """Shape (M, N, d)."""
+    weight: Tensor
+    """Of the quadrature, shape (M,)."""
+    node: list[int]
+    own: Tensor | None = None
+    """Weights of the points, shape (N,) and of mean 1; equal if None."""
+
+
 @dataclass
 class _Interval:
     frame: MovingFrame
     tests: TestFunctions
     span: float
-    samples: list[tuple[Tensor, Tensor, Tensor, list[int]]]
-    """Times (M,), points (M, N, d), quadrature weights (M,) and nodes of each block of points."""
+    samples: list[_Block]
+
+    def tested(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tested]]:
+        """For every block its times, points, quadrature weights, and the functions, times the points' own weights."""
+        for t, x, weight, node, own in self.samples:
+            tests = self.tests(self.frame, node, x)
+            yield t, x, weight, tests if own is None else Tested(
+                *(part * own.reshape(-1, *[1] * (part.ndim - 2)) for part in tests))
 
 
 class _End(NamedTuple):
@@ -76,33 +96,40 @@ class MomentEquations:
         times: of the snapshots, shape (T,).
         snapshots: T tensors of shape (n_j, d).
         generator: draws test functions and points.
+        weights: of the points, T tensors of shape (n_j,) and of mean 1; equal if left out.
     """
 
-    def __init__(self, model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor],
-                 generator: torch.Generator) -> None:
+    def __init__(self, model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], generator: torch.Generator,
+                 weights: list[Tensor] | None = None) -> None:
         self.model, self.times = model, times
-        self.counts = [len(x) for x in snapshots]
+        # Of unequal weights, a mean errs as if there were fewer points: (sum w)^2 / sum w^2 of them.
+        self.counts = [float(len(x)) if weights is None else float(weights[j].sum() ** 2 / weights[j].square().sum())
+                       for j, x in enumerate(snapshots)]
         dim = model.drift.dim
         tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
         room = MAX_ELEMENTS // (tests[0].count * dim)
         points, most = max(64, min(POINTS, room // NODES)), max(256, min(MOST_POINTS, room))
-        kept = [x[torch.randperm(len(x), generator=generator, device=x.device)[:most]].double() for x in snapshots]
+        order = [torch.randperm(len(x), generator=generator, device=x.device)[:most] for x in snapshots]
+        kept = [x[rows].double() for x, rows in zip(snapshots, order, strict=True)]
+        own = [None] * len(kept) if weights is None else [
+            w[rows] / w[rows].mean() for w, rows in zip(weights, order, strict=True)]
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        nodes, weights = (torch.as_tensor(z, device=times.device) for z in lobatto(NODES))
+        nodes, shares = (torch.as_tensor(z, device=times.device) for z in lobatto(NODES))
         self.intervals = []
         for j in range(len(times) - 1):
             span = float(times[j + 1] - times[j])
             t = (times[j] + span * nodes).to(times)
             x = model.density.spread(t, points, seed + j * NODES).double()
-            samples = [(t, x, weights * span, list(range(NODES)))]
+            samples = [_Block(t, x, shares * span, list(range(NODES)))]
             # The path is right between the snapshots if it is right at them: its miss there is spread over the interval.
             for end, node in ((j, 0), (j + 1, NODES - 1)):
-                half = torch.full((1,), 0.5 * span).to(weights)
-                samples += [(t[[node]], kept[end][None], half, [node]), (t[[node]], x[[node]], -half, [node])]
+                half = torch.full((1,), 0.5 * span).to(shares)
+                samples += [_Block(t[[node]], kept[end][None], half, [node], own[end]),
+                            _Block(t[[node]], x[[node]], -half, [node])]
             self.intervals.append(_Interval(MovingFrame(x, span), tests[j], span, samples))
         seed += len(self.intervals) * NODES
         self.drawn = [model.density.spread(times[[j]], min(4 * points, most), seed + j).double() for j in range(len(times))]
-        self.change = self._change(kept)
+        self.change = self._change(kept, own)
         parts = [self._transport(interval) for interval in self.intervals]
         self.moved, self.transport = (torch.cat(part) for part in zip(*parts, strict=True))
 
@@ -136,13 +163,14 @@ class MomentEquations:
                                                  device=self.times.device), sign, [node])
                 for k, sign, node in ((j - 1, 1.0, NODES - 1), (j, -1.0, 0)) if 0 <= k < len(self.intervals)]
 
-    def _change(self, kept: list[Tensor]) -> Tensor:
+    def _change(self, kept: list[Tensor], own: Sequence[Tensor | None]) -> Tensor:
         """Changes of the measured means, shape (rows,)."""
         rows = sum(interval.tests.count for interval in self.intervals)
         change = torch.zeros(rows, dtype=torch.float64, device=self.times.device)
-        for j, x in enumerate(kept):
+        for j, (x, w) in enumerate(zip(kept, own, strict=True)):
             for interval, place, sign, node in self._ends(j):
-                change[place] += sign * interval.tests.values(interval.frame, node, x[None]).mean((0, 1))
+                values = interval.tests.values(interval.frame, node, x[None])
+                change[place] += sign * (values if w is None else values * w[:, None]).mean((0, 1))
         return change
 
     @torch.no_grad()
@@ -165,8 +193,8 @@ class MomentEquations:
             noise[place[:, None], place] += values.T @ values / len(values) / count
         return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
 
-    def sampled(self) -> Iterator[tuple[Tensor, Tensor, int, list[_End]]]:
-        """For every snapshot its time (1, 1), points of its law (1, N, d), its number of points and its equations."""
+    def sampled(self) -> Iterator[tuple[Tensor, Tensor, float, list[_End]]]:
+        """For every snapshot its time (1, 1), points of its law (1, N, d), how many its own are worth, its equations."""
         for j, x in enumerate(self.drawn):
             yield self.times[[j]][:, None], x, self.counts[j], [
                 _End(interval.tests(interval.frame, node, x), place, sign, 0.5 * interval.span)
@@ -175,8 +203,7 @@ class MomentEquations:
     def _transport(self, interval: _Interval) -> tuple[Tensor, Tensor]:
         """How the functions' own motion and the drift change their means, shapes (Q,) and (Q, d, P)."""
         moved = transport = torch.zeros(()).to(self.change)
-        for t, x, weight, node in interval.samples:
-            tests = interval.tests(interval.frame, node, x)
+        for t, x, weight, tests in interval.tested():
             share = weight / x.shape[1]
             moved = moved + torch.einsum("mnq,m->q", tests.rates, share)
             columns = columns_at(self.model.drift, t, x)
@@ -187,8 +214,8 @@ class MomentEquations:
         """How the noise changes the functions' means: its derivative by the readout, (Q, d, P), and the change, (Q,)."""
         diffusion = self.model.diffusion
         matrix = spread = torch.zeros(()).to(self.change)
-        for t, x, weight, node in interval.samples:
-            seconds = interval.tests(interval.frame, node, x).seconds * (0.5 * weight[:, None, None, None] / x.shape[1])
+        for t, x, weight, tests in interval.tested():
+            seconds = tests.seconds * (0.5 * weight[:, None, None, None] / x.shape[1])
             matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, columns_at(diffusion, t, x))
             a = diffusion(t[:, None], x.to(t)).double().square()
             spread = spread + torch.einsum("mnqd,mnd->q", seconds, a)

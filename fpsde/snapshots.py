@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "read_snapshots"]
+__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_weights", "mean_and_variance", "read_snapshots"]
 
 Array = NDArray[np.float64]
 
@@ -33,19 +33,23 @@ class Snapshots:
         x: the points, shape (n, d), finite.
         t: the time of each point, shape (n,), finite, at least two different ones.
         names: names of the d coordinates.
+        weights: of the points, shape (n,), positive and of mean 1 within each time; None if equal within each.
     """
 
     x: Array
     t: Array
     names: tuple[str, ...]
+    weights: Array | None = None
 
     @classmethod
-    def of(cls, x: ArrayLike, t: ArrayLike, names: tuple[str, ...] | None = None) -> Snapshots:
-        """Checks arrays and builds snapshots from them.
+    def of(cls, x: ArrayLike, t: ArrayLike, names: tuple[str, ...] | None = None,
+           weights: ArrayLike | None = None) -> Snapshots:
+        """Checks arrays and builds snapshots from them; points of no weight are dropped.
 
         Raises:
-            SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two times,
-                times nearly coincide, a time has fewer than three points, or a coordinate never varies.
+            SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two
+                times, two nearly coincide, a time has fewer than three points of positive weight, a coordinate never
+                varies, or a weight is negative.
         """
         # Copies: what a DataFrame hands out may be read-only, which torch does not take.
         x, t = np.array(x, dtype=np.float64), np.array(t, dtype=np.float64)
@@ -55,20 +59,27 @@ class Snapshots:
             raise SnapshotError("points need at least one coordinate, got none")
         names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
         _check_finite(x, t, names)
-        times, counts = np.unique(t, return_counts=True)
+        given = None if weights is None else check_weights(weights, len(t))
+        times, place = np.unique(t, return_inverse=True)
         if len(times) < 2:
             raise SnapshotError(f"snapshots at two or more times are needed, all points (n_samples = {len(t)}) have time "
                                 f"{t[0]:g}" if len(t) else "there are no points")
+        counts = np.bincount(place if given is None else place[given > 0], minlength=len(times))
         if counts.min() < MIN_POINTS_PER_TIME:
             few = times[counts < MIN_POINTS_PER_TIME]
             raise SnapshotError(
-                f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points, the first is "
+                f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points"
+                f"{'' if given is None else ' of positive weight'}, the first is "
                 f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
         _check_range(x, times, names)
-        constant = x.std(0) <= 1e-12 * np.abs(x).max(0)
+        if given is not None:
+            used = given > 0
+            x, t, given = x[used], t[used], _of_mean_one(given[used], t[used])
+        spread = np.sqrt(mean_and_variance(x, given)[1])
+        constant = spread <= 1e-12 * np.abs(x).max(0)
         if constant.any():
             raise SnapshotError(f"coordinate {names[int(constant.argmax())]!r} never varies; leave it out")
-        return cls(x, t, tuple(names))
+        return cls(x, t, tuple(names), given)
 
     @property
     def times(self) -> Array:
@@ -88,6 +99,32 @@ class Snapshots:
         """The points of every time, in the order of :attr:`times`."""
         return [self.at(time) for time in self.times]
 
+    def group_weights(self) -> list[Array] | None:
+        """The weights of every time, in the order of :attr:`times`; None if they are equal."""
+        return None if self.weights is None else [self.weights[self.t == time] for time in self.times]
+
+    def subset(self, chosen: NDArray[np.bool_]) -> Snapshots:
+        """Some of the points, by a mask of shape (n,)."""
+        weights = None if self.weights is None else _of_mean_one(self.weights[chosen], self.t[chosen])
+        return Snapshots(self.x[chosen], self.t[chosen], self.names, weights)
+
+    def thinned(self, rng: np.random.Generator) -> Snapshots:
+        """Keeps each point with a probability in proportion to its weight: a sample of the same law, of equal weights.
+
+        Unlike points drawn with replacement, no two are the same; samples can be compared with it as with any other.
+
+        Raises:
+            SnapshotError: if fewer than three points stay at a time.
+        """
+        if self.weights is None:
+            return self
+        chosen = rng.random(len(self.t)) < _of_largest(self.weights, self.t)
+        for time in self.times:
+            if (n := int(chosen[self.t == time].sum())) < MIN_POINTS_PER_TIME:
+                raise SnapshotError(f"the weights at time {time:g} are too uneven to compare with: a sample in proportion "
+                                    f"to them has {n} points")
+        return Snapshots(self.x[chosen], self.t[chosen], self.names)
+
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Snapshots, Snapshots | None]:
         """Holds out a fraction of every snapshot, as long as three points stay; None if nothing can be held out."""
         held = np.zeros(len(self.t), dtype=bool)
@@ -95,9 +132,51 @@ class Snapshots:
             rows = np.flatnonzero(self.t == time)
             n = min(round(fraction * len(rows)), len(rows) - MIN_POINTS_PER_TIME)
             held[rng.permutation(rows)[:max(n, 0)]] = True
-        rest = Snapshots(self.x[~held], self.t[~held], self.names)
         complete = all((self.t[held] == time).any() for time in self.times)
-        return (rest, Snapshots(self.x[held], self.t[held], self.names)) if complete else (self, None)
+        return (self.subset(~held), self.subset(held)) if complete else (self, None)
+
+
+def check_weights(weights: ArrayLike, n: int) -> Array:
+    """Returns the weights of n points as numbers.
+
+    Raises:
+        SnapshotError: if they are not n finite numbers, one is negative, or all are zero.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (n,):
+        raise SnapshotError(f"weights must have shape ({n},), one for each point, got {weights.shape}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise SnapshotError(f"{len(bad)} weights are negative, missing or infinite, the first in row {bad[0]} "
+                            f"({weights[bad[0]]:g})")
+    if not weights.any():
+        raise SnapshotError("all weights are zero; at least one must be positive")
+    return weights
+
+
+def mean_and_variance(x: Array, weights: Array | None = None) -> tuple[Array, Array]:
+    """The mean and variance of each coordinate, shape (d,), of points x, shape (n, d), with weights, shape (n,)."""
+    if weights is None:
+        return x.mean(0), x.var(0)
+    mean = np.average(x, 0, weights)
+    return mean, np.average((x - mean) ** 2, 0, weights)
+
+
+def _of_largest(weights: Array, t: Array) -> Array:
+    """Weights, shape (n,), divided by the largest at the same time."""
+    times, place = np.unique(t, return_inverse=True)
+    largest = np.zeros(len(times))
+    np.maximum.at(largest, place, weights)
+    return weights / largest[place]
+
+
+def _of_mean_one(weights: Array, t: Array) -> Array | None:
+    """Weights, shape (n,), divided by the mean of those at the same time; None if all at the same time are equal."""
+    weights = _of_largest(weights, t)
+    if (weights == 1).all():
+        return None
+    place = np.unique(t, return_inverse=True)[1]
+    return weights / (np.bincount(place, weights) / np.bincount(place))[place]
 
 
 def _check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
@@ -121,18 +200,20 @@ def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
         raise SnapshotError(f"times from {times[0]:g} to {times[-1]:g} are out of range; change their unit")
     close = int(np.diff(times).argmin())
     if times[close + 1] - times[close] < LEAST_GAP * span:
-        raise SnapshotError(f"times {times[close]:.12g} and {times[close + 1]:.12g} are closer than {LEAST_GAP:g} of the time "
-                            "from first to last; merge times that belong together")
+        raise SnapshotError(f"times {times[close]:.12g} and {times[close + 1]:.12g} are closer than {LEAST_GAP:g} of the "
+                            "time from first to last; merge times that belong together")
 
 
-def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = ()) -> Snapshots:
+def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = (),
+                   weights: str | None = None) -> Snapshots:
     """Reads snapshots from a csv or npz file.
 
     Arguments:
         path: a csv file with a header and one row a point, or an npz file with an array of points, shape (n, d) or
             (T, n, d), and an array of times, shape (n,) or (T,).
         time: the column or array with the times; found by its usual names if left out.
-        features: the columns to use, all but the time if empty; for npz, the name of the array of points.
+        features: the columns to use, all but time and weights if empty; for npz, the name of the array of points.
+        weights: the column or array with the weights of the points; equal if left out.
 
     Raises:
         SnapshotError: if the file cannot be read or used.
@@ -144,14 +225,14 @@ def read_snapshots(path: str | Path, time: str | None = None, features: tuple[st
     if path.suffix.lower() not in readers:
         raise SnapshotError(f"{path}: unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
     try:
-        return readers[path.suffix.lower()](path, time, features)
+        return readers[path.suffix.lower()](path, time, features, weights)
     except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile) as error:
         raise SnapshotError(f"{path}: cannot be read ({error})") from error
     except SnapshotError as error:
         raise SnapshotError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
 
 
-def _read_csv(path: Path, time: str | None, features: tuple[str, ...]) -> Snapshots:
+def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: str | None) -> Snapshots:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
         header = [name.strip() for name in next(rows, [])]
@@ -159,19 +240,21 @@ def _read_csv(path: Path, time: str | None, features: tuple[str, ...]) -> Snapsh
     if not header or not body:
         raise SnapshotError("the file is empty; a header and one row for each point are needed")
     time = _choose(time, header, TIME_KEYS, "column", "--time")
+    given = () if weights is None else (_choose(weights, header, (), "column", "--weights"),)
     missing = [name for name in features if name not in header]
     if missing:
         raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
-    names = features or tuple(name for name in header if name != time)
+    names = features or tuple(name for name in header if name not in (time, *given))
     if not names:
         raise SnapshotError(f"no column beside the time {time!r}")
     for line, row in enumerate(body, 2):
         if len(row) != len(header):
             raise SnapshotError(f"line {line} has {len(row)} fields, the header has {len(header)}")
-    wanted = [header.index(name) for name in (time, *names)]
+    wanted = [header.index(name) for name in (time, *names, *given)]
     table = np.array([[row[i] for i in wanted] for row in body])
-    columns = [_numbers(table[:, j], name) for j, name in enumerate((time, *names))]
-    return Snapshots.of(np.stack(columns[1:], 1), columns[0], tuple(names))
+    columns = [_numbers(table[:, j], name) for j, name in enumerate((time, *names, *given))]
+    last = len(names) + 1
+    return Snapshots.of(np.stack(columns[1:last], 1), columns[0], tuple(names), columns[last] if given else None)
 
 
 def _numbers(cells: NDArray[np.str_], name: str) -> Array:
@@ -193,22 +276,25 @@ def _numbers(cells: NDArray[np.str_], name: str) -> Array:
     return values
 
 
-def _read_npz(path: Path, time: str | None, features: tuple[str, ...]) -> Snapshots:
+def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: str | None) -> Snapshots:
     with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         keys = list(file.files)
         t_key = _choose(time, keys, TIME_KEYS, "array", "--time")
-        x_key = _choose(features[0] if features else None, [k for k in keys if k != t_key], POINT_KEYS, "array",
-                        "--features")
+        given = [] if weights is None else [_choose(weights, keys, (), "array", "--weights")]
+        x_key = _choose(features[0] if features else None, [k for k in keys if k not in (t_key, *given)], POINT_KEYS,
+                        "array", "--features")
         try:
-            x, t = file[x_key], file[t_key]
+            x, t, *w = (file[key] for key in (x_key, t_key, *given))
         except ValueError as error:
-            raise SnapshotError(f"array {x_key!r} or {t_key!r} holds objects, not numbers ({error})") from error
-    for key, array in ((x_key, x), (t_key, t)):
+            raise SnapshotError(f"array {' or '.join(map(repr, (x_key, t_key, *given)))} holds objects, not numbers "
+                                f"({error})") from error
+    for key, array in zip((x_key, t_key, *given), (x, t, *w), strict=True):
         if array.dtype.kind not in "fiub":
             raise SnapshotError(f"array {key!r} is not numeric, its type is {array.dtype}")
     if x.ndim == 3 and t.shape == x.shape[:1]:
+        w = [v.reshape(-1) if v.shape == x.shape[:2] else v for v in w]
         x, t = x.reshape(-1, x.shape[-1]), np.repeat(t, x.shape[1])
-    return Snapshots.of(x, t)
+    return Snapshots.of(x, t, weights=w[0] if w else None)
 
 
 def _choose(wanted: str | None, present: list[str], usual: tuple[str, ...], kind: str, option: str) -> str:

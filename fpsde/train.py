@@ -121,8 +121,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         if report is not None:
             report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), terms)
     if config.steps and not math.isfinite(best):
-        raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers in "
-                            "the data, or use fewer components")
+        raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
+                            "in the data, or use fewer components")
     return TrainResult(config.steps, skipped, best_step, best, best_state)
 
 

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from problems import rotating_snapshots
 
+from fpsde import FokkerPlanckSDE
 from fpsde.cli import main
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
@@ -182,3 +183,34 @@ def test_columns_of_the_usual_names_are_found_beside_others(folder, tmp_path):
     assert result.exit_code == 0, result.output
     result = run("evaluate", tmp_path / "m.fpsde", tmp_path / "data.csv", "--time", "day", "--points", 10)
     assert result.exit_code == 0, result.output
+
+
+def test_weights_from_a_column_or_an_array(folder, tmp_path):
+    weights = 1 + X[:, 0] ** 2
+    rows = "".join(f"{t},{x},{y},{w}\n" for t, (x, y), w in zip(T, X, weights, strict=True))
+    (tmp_path / "data.csv").write_text("day,prey,predator,w\n" + rows)
+    np.savez(tmp_path / "data.npz", X=X, t=T, w=weights)
+    fitted = []
+    for name in ("data.csv", "data.npz"):
+        model, data = tmp_path / f"{name}.fpsde", tmp_path / name
+        result = run("fit", data, "--weights", "w", "-o", model, "--steps", 10, "--components", 2, "--device", "cpu", "--quiet")
+        assert result.exit_code == 0, result.output
+        assert "2 coordinates" in result.output
+        fitted.append(FokkerPlanckSDE.load(model))
+        result = run("evaluate", model, data, "--weights", "w", "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.output)["log_likelihood"]
+        shares = weights / np.repeat([weights[s == T].mean() for s in np.unique(T)], 40)
+        assert found == pytest.approx(fitted[-1].score(X, T, shares))
+        result = run("info", model, data, "--weights", "w")
+        assert result.exit_code == 0, result.output
+    assert fitted[0].names_ == ("prey", "predator")
+    assert np.allclose(fitted[0].drift(X, T), fitted[1].drift(X, T))
+    assert not np.allclose(fitted[0].drift(X, T), FokkerPlanckSDE.load(folder / "m.fpsde").drift(X, T))
+    result = run("evaluate", tmp_path / "data.csv", "--weights", "w", "--leave-one-out", "--steps", 10, "--components", 2,
+                 "--points", 5, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "no column 'v'; there are day, prey, predator, w" in refused("fit", tmp_path / "data.csv", "--weights", "v")
+    (tmp_path / "bad.csv").write_text((tmp_path / "data.csv").read_text() + "1,2,3,-1\n")
+    assert "1 weights are negative, missing or infinite, the first in row 120 (-1)" in refused(
+        "fit", tmp_path / "bad.csv", "--weights", "w")

@@ -157,6 +157,20 @@ def test_start_resembles_the_snapshots(dim, rng):
     assert np.abs(drawn[2].mean(0).numpy() - 6).max() < 1.0
 
 
+def test_start_resembles_the_weighted_snapshots(rng):
+    """A normal law tilted by exp(x) is the same law one further on; where a few points have all weight, it is theirs."""
+    snapshots = [rng.normal(3 * m, 1, (4000, 1)) for m in range(2)]
+    path = initial_path(snapshots, np.array([0.0, 1.0]), 4, rng, weights=[np.exp(x[:, 0]) for x in snapshots])
+    drawn = path.sample(torch.tensor([0.0, 1.0], dtype=torch.float64), 4000, torch.Generator().manual_seed(0))
+    assert drawn.mean((1, 2)).numpy() == pytest.approx([1, 4], abs=0.15)
+    assert drawn.std(1)[:, 0].numpy() == pytest.approx([1, 1], abs=0.15)
+    few = [np.where(np.arange(4000) < 3, 1.0, 1e-9) for _ in snapshots]
+    path = initial_path(snapshots, np.array([0.0, 1.0]), 4, rng, weights=few)
+    assert path.n_components == 1
+    mean = path.sample(torch.tensor([0.0], dtype=torch.float64), 4000, torch.Generator().manual_seed(0)).mean()
+    assert float(mean) == pytest.approx(snapshots[0][:3].mean(), abs=0.5)
+
+
 def test_components_cannot_shrink_onto_points(rng):
     """Duplicates invite collapse: likelihood alone, with no rein, must stay bounded by the floor."""
     x = rng.normal(size=(80, 2))

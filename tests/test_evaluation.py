@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from fpsde.evaluation import LEFT_OUT_PREDICTIONS, format_left_out, leave_one_out
+from fpsde.evaluation import LEFT_OUT_PREDICTIONS, evaluate_steps, format_left_out, leave_one_out
 from fpsde.snapshots import Snapshots
 
 SPEED = np.array([2.0, -10.0])
@@ -75,3 +75,23 @@ def test_unequal_counts_with_exact_transport(rng):
 def test_no_inner_time_is_refused(rng):
     with pytest.raises(ValueError, match="three times or more, got 2"):
         leave_one_out(lambda rest, seed: Translation(rest), cloud([20, 20], rng))
+
+
+def test_unequal_weights_are_compared_with_by_a_thinned_sample(rng):
+    """Points of a wide law with the weights of a narrow one: the narrow law predicts them."""
+    x, t = rng.uniform(-1, 1, (6000, 1)), np.repeat([0.0, 1.0, 2.0], 2000)
+    data = Snapshots.of(x, t, weights=(np.abs(x[:, 0]) < 0.5) + 1e-3)
+
+    class Narrow:
+        def simulate(self, X0, times, *, random_state):
+            return np.stack([X0] * len(times))
+
+        def sample(self, n, t, random_state):
+            return np.random.default_rng(random_state).uniform(-0.5, 0.5, (n, 1))
+
+    seen = []
+    score, = leave_one_out(lambda rest, seed: seen.append(rest.weights) or Narrow(), data, 400)
+    assert seen[0].shape == (4000,)
+    for found in (score.distances, *(step.distances["W1"] for step in evaluate_steps(Narrow(), data, 400))):
+        # In standard deviations of the narrow law, the wide one is 0.87 away.
+        assert max(found["density"], found["floor"]) < 0.3

@@ -92,10 +92,14 @@ def test_equations_hold_for_an_exact_pair_to_within_their_own_noise():
 
 
 class ExactRotation(nn.Module):
-    """The law of the rotating process as a density path, as far as the equations ask."""
+    """The law of the rotating process as a density path, as far as the equations ask; with a seed, always that one."""
+
+    def __init__(self, seed=None):
+        super().__init__()
+        self.seed = seed
 
     def spread(self, t, n, seed):
-        points = []
+        points, seed = [], seed if self.seed is None else self.seed
         for k, s in enumerate(t):
             mean, covariance = rotating_law(float(s))
             uniform = SobolEngine(2, scramble=True, seed=seed + k).draw(n, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
@@ -163,3 +167,24 @@ def test_a_linear_drift_and_even_noise_are_found():
     assert np.abs(diffusion.log_level.exp().detach().numpy() / 2 - ROTATION_NOISE).max() < 0.07
     own, coupled, linear = explained.variances[2:5]
     assert max(own, coupled) < 0.01 * linear
+
+
+def test_weights_stand_for_repeated_points():
+    """All means are those of repeated points; the covariance is that of as many points as the weights are worth."""
+    times = torch.linspace(0, 2, 3, dtype=torch.float64)
+    drift = HollowNet(2, hidden=(4,), time=False).double()
+    model = FokkerPlanckLoss(ExactRotation(seed=0), drift, StateDiffusion(
+        HollowNet(2, hidden=(4,), time=False).double(), torch.ones(2, dtype=torch.float64)))
+    x, t = rotating_snapshots(100, times.numpy())
+    snapshots = [torch.as_tensor(x[t == s]) for s in times.numpy()]
+    repeats = [torch.randint(1, 5, (100,)) for _ in snapshots]
+    weights = [r.double() / r.double().mean() for r in repeats]
+    weighted = MomentEquations(model, times, snapshots, torch.Generator().manual_seed(0), weights)
+    repeated = MomentEquations(model, times, [z.repeat_interleave(r, 0) for z, r in zip(snapshots, repeats, strict=True)],
+                               torch.Generator().manual_seed(0))
+    torch.testing.assert_close(weighted.change, repeated.change, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(weighted.linearise(), repeated.linearise(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert weighted.counts == pytest.approx([float(r.sum() ** 2 / r.square().sum()) for r in repeats])
+    weighted.counts = repeated.counts
+    torch.testing.assert_close(weighted.noise(), repeated.noise(), rtol=1e-9, atol=1e-14)
