@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fpsde.snapshots import SnapshotError
+from fpsde.identification import IdentificationConfig
+from fpsde.snapshots import SnapshotError, Snapshots
 
-__all__ = ["Setting", "check_positive", "known_diffusion", "plain", "times_of", "to_numpy", "which_positive"]
+__all__ = ["Setting", "check_positive", "fit_config", "times_of", "to_numpy"]
 
 Array = NDArray[np.float64]
 
@@ -51,19 +52,23 @@ def times_of(t: ArrayLike, n: int) -> Array:
     return np.full(n, times)
 
 
-def known_diffusion(diffusion: Any, dim: int) -> tuple[float, ...]:
-    """Returns the level of every coordinate from one number or d of them."""
+def _known_levels(diffusion: Any, dim: int) -> tuple[float, ...]:
+    """Returns known levels of noise, one number or an array, as one for each of the d coordinates.
+
+    Raises:
+        ValueError: if they are anything else.
+    """
     try:
         values = np.asarray(to_numpy(diffusion), dtype=np.float64)
     except (TypeError, ValueError):
         values = np.full(0, np.nan)
     if values.shape not in ((), (dim,)) or not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("diffusion must be 'state', 'constant', or known values that are not negative, one number or "
-                         f"{dim}, got {diffusion!r}")
+        raise ValueError("diffusion must be 'state', 'constant', a function of (X, t), or known values that are not "
+                         f"negative, one number or {dim}, got {diffusion!r}")
     return tuple(np.broadcast_to(values, (dim,)).tolist())
 
 
-def which_positive(wanted: bool | Sequence[str | int], names: tuple[str, ...]) -> tuple[bool, ...]:
+def _which_positive(wanted: bool | Sequence[str | int], names: tuple[str, ...]) -> tuple[bool, ...]:
     """Which coordinates are meant: all, none, or those of the given names or places."""
     if isinstance(wanted, (bool, np.bool_)):
         return (bool(wanted),) * len(names)
@@ -84,15 +89,31 @@ def check_positive(x: Array, positive: NDArray[np.bool_], names: tuple[str, ...]
                             "points of that kind")
 
 
-def plain(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as JSON holds them; a random state that is no number is left out."""
-    plain = {name: value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-             for name, value in parameters.items()}
-    plain["hidden"] = list(plain["hidden"])
-    plain["positive"] = plain["positive"] if isinstance(plain["positive"], bool) else list(plain["positive"])
-    plain["diffusion"] = to_numpy(plain["diffusion"])
-    if isinstance(plain["diffusion"], np.ndarray):
-        plain["diffusion"] = plain["diffusion"].tolist()
-    if not isinstance(plain["random_state"], (int, type(None))):
-        plain["random_state"] = None
-    return plain
+def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
+    """Returns how to fit, from the estimator's parameters by name.
+
+    Raises:
+        ValueError: if a parameter cannot be used, alone or with another or with the data.
+    """
+    drift, diffusion = given["drift"], given["diffusion"]
+    if drift not in ("time", "autonomous", "gradient"):
+        raise ValueError(f"drift must be 'time', 'autonomous' or 'gradient', got {drift!r}")
+    if given["drift_prior"] is not None and not callable(given["drift_prior"]):
+        raise ValueError(f"drift_prior must be a function of (X, t) or None, got {given['drift_prior']!r}")
+    if not callable(diffusion) and not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
+        diffusion = _known_levels(diffusion, data.dim)
+    for name, least in (("n_components", 1), ("max_steps", 1)):
+        if not isinstance(given[name], (int, np.integer)) or given[name] < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
+    if not 0 <= given["validation_fraction"] < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {given['validation_fraction']!r}")
+    positive = _which_positive(given["positive"], data.names)
+    check_positive(data.x, np.array(positive), data.names)
+    if any(positive) and drift == "gradient":
+        raise ValueError("drift='gradient' is a gradient in data units; with `positive` use 'autonomous'")
+    if any(positive) and isinstance(diffusion, tuple):
+        raise ValueError("known noise of positive coordinates must be a function: diffusion=lambda X, t: 0.3 * X")
+    return IdentificationConfig(
+        n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
+        positive=positive, conditioner=given["conditioner"], hidden=tuple(given["hidden"]),
+        steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]))

@@ -75,8 +75,8 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((
             click.option("--components", "n_components", default=32, show_default=True,
                          help="Components of the mixture path."),
-            click.option("--drift", type=click.Choice(["time", "autonomous"]), default="time", show_default=True,
-                         help="f(t, x) or f(x)."),
+            click.option("--drift", type=click.Choice(["time", "autonomous", "gradient"]), default="time",
+                         show_default=True, help="f(t, x), f(x), or minus the gradient of a potential V(x)."),
             click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
                          help="state, constant, or the known value."),
             click.option("--positive", default="", callback=_all_or_names, metavar="all|NAMES",
@@ -306,9 +306,11 @@ def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tupl
 
 def _describe(model: FokkerPlanckSDE) -> str:
     parameters = model.get_params()
-    pinned = ("drift and noise are the same at all times, which is what splits them"
-              if parameters["drift"] == "autonomous" else
-              "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption")
+    pinned = {
+        "time": "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption",
+        "autonomous": "drift and noise are the same at all times, which is what splits them",
+        "gradient": "the drift goes down a potential, an assumption, and with the noise is the same at all times",
+    }[parameters["drift"]]
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
     centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
     noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])

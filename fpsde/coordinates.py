@@ -91,6 +91,16 @@ class Coordinates(nn.Module):
         """Returns log |det dz/dx| at points x, shape (..., d): what a log-density gains on the way out, shape (...)."""
         return -(self.scale.log() + torch.where(self.positive, x.double().log(), 0.0)).sum(-1)
 
+    def field(self, x: Tensor, values: Tensor, power: float) -> Tensor:
+        """Brings a known field in, in float64; of a positive coordinate without Ito's term.
+
+        Arguments:
+            x: points in data units, shape (..., d).
+            values: of the field there, in data units.
+            power: of the time unit by which they divide, 1 for a drift and 1/2 for a diffusion.
+        """
+        return self.clock[1] ** power * torch.where(self.positive, values / x, values) / self.scale
+
     def vectors(self, x: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Brings drift and noise out, to data units per (square root of) time unit.
 

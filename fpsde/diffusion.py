@@ -12,10 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.hollow import FREE, HollowNet
+from fpsde.drift import FREE
+from fpsde.given import GivenField
+from fpsde.hollow import HollowNet
 from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
 
-__all__ = ["AbstractDiffusion", "ConstantDiffusion", "KnownDiffusion", "StateDiffusion"]
+__all__ = ["AbstractDiffusion", "AbstractKnownDiffusion", "ConstantDiffusion", "FunctionDiffusion", "KnownDiffusion",
+           "StateDiffusion"]
 
 SHARPNESS = 3.0
 FLOOR = 0.05
@@ -45,6 +48,10 @@ class AbstractDiffusion(nn.Module):
         """Sets the readout from a tensor of shape (d, P)."""
 
     @abstractmethod
+    def readout_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that the readout consists of."""
+
+    @abstractmethod
     def penalty(self, hidden: float, linear: float) -> Tensor:
         """Returns the ridge on the readouts of a coordinate, shape (P,)."""
 
@@ -53,14 +60,37 @@ class AbstractDiffusion(nn.Module):
         """Returns the kind of each readout of a coordinate as :meth:`HollowNet.groups` does, shape (P,)."""
 
 
-class KnownDiffusion(AbstractDiffusion):
-    """A diffusion that the user gives.
+class AbstractKnownDiffusion(AbstractDiffusion):
+    """A diffusion that the user gives: there is nothing to learn."""
+
+    level: Tensor
+    """A level for every coordinate, shape (d,): the known g, or that of one data unit."""
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        return operator[0].T[:, :, None][..., :0]
+
+    def get_readout(self) -> Tensor:
+        return self.level[:, None][:, :0]
+
+    def set_readout(self, values: Tensor) -> None:
+        """Does nothing: there is no readout."""
+
+    def readout_parameters(self) -> list[nn.Parameter]:
+        return []
+
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        return self.level[:0]
+
+    def groups(self) -> Tensor:
+        return torch.zeros(0, dtype=torch.long, device=self.level.device)
+
+
+class KnownDiffusion(AbstractKnownDiffusion):
+    """A known level of noise for each coordinate.
 
     Arguments:
         level: g for every coordinate, shape (d,), not negative.
     """
-
-    level: Tensor
 
     def __init__(self, level: Tensor) -> None:
         super().__init__()
@@ -73,20 +103,26 @@ class KnownDiffusion(AbstractDiffusion):
         zero = torch.zeros_like(x)
         return self.level.square().expand_as(x), zero, zero
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return operator[0].T[:, :, None][..., :0]
 
-    def get_readout(self) -> Tensor:
-        return self.level[:, None][:, :0]
+class FunctionDiffusion(AbstractKnownDiffusion):
+    """A known function of place and time.
 
-    def set_readout(self, values: Tensor) -> None:
-        """Does nothing: there is no readout."""
+    Arguments:
+        field: gives g.
+    """
 
-    def penalty(self, hidden: float, linear: float) -> Tensor:
-        return self.level[:0]
+    def __init__(self, field: GivenField) -> None:
+        super().__init__()
+        self.field = field
+        self.register_buffer("level", torch.ones_like(field.units.scale, dtype=torch.float32), persistent=False)
 
-    def groups(self) -> Tensor:
-        return torch.zeros(0, dtype=torch.long, device=self.level.device)
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return self.field(t, x)
+
+    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        g = from_derivatives(self.field.derivatives(t, x, order=2))
+        a, slope, bend = to_derivatives(multiply(g, g))
+        return a, slope, bend
 
 
 class ConstantDiffusion(AbstractDiffusion):
@@ -116,6 +152,9 @@ class ConstantDiffusion(AbstractDiffusion):
     @torch.no_grad()
     def set_readout(self, values: Tensor) -> None:
         self.log_level.copy_(values[:, 0])
+
+    def readout_parameters(self) -> list[nn.Parameter]:
+        return [self.log_level]
 
     def penalty(self, hidden: float, linear: float) -> Tensor:
         return linear * torch.ones_like(self.log_level[:1])
@@ -172,6 +211,9 @@ class StateDiffusion(AbstractDiffusion):
 
     def set_readout(self, values: Tensor) -> None:
         self.net.set_readout(values)
+
+    def readout_parameters(self) -> list[nn.Parameter]:
+        return self.net.readout_parameters()
 
     def penalty(self, hidden: float, linear: float) -> Tensor:
         # Where the data say nothing, the level holds on to where it started instead of collapsing to zero.

@@ -16,16 +16,17 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fpsde.arguments import Setting, check_positive, known_diffusion, plain, times_of, to_numpy, which_positive
+from fpsde.arguments import Setting, check_positive, fit_config, times_of, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
-from fpsde.identification import IdentificationConfig, identify
-from fpsde.model_file import build_parts, describe_parts
+from fpsde.identification import identify
+from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, check_weights
-from fpsde.train import Report, choose_device, one_thread
+from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
 __all__ = ["FokkerPlanckSDE"]
 
@@ -45,11 +46,18 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
     same at all times; with ``drift="time"`` by least kinetic energy of the drift, an assumption rather than a finding.
 
+    What is known of drift or noise can be given as a function of points X, shape (n, d), and times t, shape (n,), in data
+    units. It takes float64 tensors on the device of the fit and returns a tensor (n, d), made row by row of torch
+    operations on X, so that its derivatives can be found.
+
     Arguments:
         n_components: components of the mixture path, fewer if a snapshot has fewer than 8 points for each.
-        drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x).
-        diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g, a number or an
-            array of d, in data units per square root of the time unit.
+        drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x), "gradient" for f = -grad V(x) and g(x), where
+            all coordinates have the same data units.
+        diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g: a number, an
+            array of d or a function, positive, in data units per square root of the time unit.
+        drift_prior: known terms of the drift, a function in data units per time unit; what `drift` says is learned beside
+            them: f = prior + learned.
         positive: coordinates that are above zero by nature, all (True) or some by name or place: they are modelled by their
             logarithm, so that no path ever falls to zero. Drift and noise stay those of x itself.
         conditioner: of the hollow nets, "leave-one-out" or "masked".
@@ -77,13 +85,15 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         >>> paths = model.simulate(X[t == 0], times=[0.0, 0.5, 1.0])
     """
 
-    def __init__(self, n_components: int = 32, *, drift: str = "time", diffusion: str | float | ArrayLike = "state",
+    def __init__(self, n_components: int = 32, *, drift: str = "time",
+                 diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, conditioner: str = "leave-one-out",
                  hidden: Sequence[int] = (64,), max_steps: int = 2000, validation_fraction: float = 0.1,
                  device: str = "auto", random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.drift = drift
         self.diffusion = diffusion
+        self.drift_prior = drift_prior
         self.positive = positive
         self.conditioner = conditioner
         self.hidden = hidden
@@ -104,11 +114,12 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
         Raises:
             SnapshotError: a ValueError; if the points, times or weights cannot be used.
+            ValueError: if a setting, or a function that is given, cannot be used.
         """
         X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
-        config = self._config(data)
+        config = fit_config(self.get_params(deep=False), data)
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with Progress("fitting", config.steps, silent=self.verbose < 1) as progress, one_thread(device):
@@ -118,7 +129,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
                 shown.update(state.values)
                 progress.update(state.step, shown)
 
-            fitted = identify(data, config, seed, device, report)
+            with singular_matrices():
+                fitted = identify(data, config, seed, device, report)
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times
@@ -147,6 +159,21 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "sde_")
         return self._evaluate(self.sde_.g, X, t)
+
+    def potential(self, X: ArrayLike) -> Array:
+        """Evaluates the potential V of a drift learned as f = -grad V, known terms left out.
+
+        Arguments:
+            X: points, shape (n, d).
+
+        Returns:
+            V, shape (n,), up to a constant, in data units squared per time unit.
+
+        Raises:
+            ValueError: unless the model was fitted with drift="gradient".
+        """
+        check_is_fitted(self, "sde_")
+        return self._evaluate(lambda _, y: self.sde_.potential(y), X, 0.0)
 
     def score_samples(self, X: ArrayLike, t: ArrayLike | None = None) -> Array:
         """Evaluates log p(x | t) in data units.
@@ -261,29 +288,42 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.
 
+        No file holds a function: :meth:`load` takes those that were given to the fit again.
+
         Raises:
             ModelFileError: if the file cannot be written.
         """
         check_is_fitted(self, "sde_")
         header, tensors = describe_parts(self.sde_, self.density_)
-        fitted = {"parameters": plain(self.get_params(deep=False)), "names": list(self.names_),
+        fitted = {"parameters": plain_parameters(self.get_params(deep=False)), "names": list(self.names_),
                   "named": hasattr(self, "feature_names_in_"), "times": self.times_.tolist(),
                   "counts": self.counts_.tolist(), "history": self.history_, "summary": self.summary_,
                   "written_by": f"fpsde {__version__}"}
         save_file(path, tensors, {"parts": header, "fitted": fitted})
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> FokkerPlanckSDE:
+    def load(cls, path: str | Path, device: str = "auto", *, drift_prior: Function | None = None,
+             diffusion: Function | None = None) -> FokkerPlanckSDE:
         """Reads a model that :meth:`save` wrote.
 
+        Arguments:
+            path: the file.
+            device: "auto", "cpu" or "cuda".
+            drift_prior: the known terms of the drift, if the model was fitted with any.
+            diffusion: the known diffusion, if the model was fitted with a function.
+
         Raises:
-            ModelFileError: if the file is missing, damaged or not a model.
+            ModelFileError: if the file is missing, damaged or not a model, or if a function of the fit is not given.
         """
         tensors, header = load_file(path)
+        functions = {"drift_prior": drift_prior, "diffusion": diffusion}
         try:
-            sde, density = build_parts(header["parts"], tensors)
+            check_functions(path, header["parts"], functions)
+            sde, density = build_parts(header["parts"], tensors, functions)
             fitted = header["fitted"]
-            parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
+            saved = {"drift_prior": None, **fitted["parameters"]}
+            saved.update({name: function for name, function in functions.items() if function is not None})
+            parameters = {name: saved[name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
             model._data = None
             model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
@@ -292,7 +332,9 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], density.dim
             if fitted["named"]:
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
         where = choose_device(device)
         model._set_parts(sde.to(where), density.to(where))
@@ -302,25 +344,6 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         """Returns the constructor's arguments by name."""
         names = {"drift", "diffusion"}
         return {**super().get_params(deep), **{name: vars(self)[name] for name in names}}
-
-    def _config(self, data: Snapshots) -> IdentificationConfig:
-        given = self.get_params(deep=False)
-        drift, diffusion = given["drift"], given["diffusion"]
-        if drift not in ("time", "autonomous"):
-            raise ValueError(f"drift must be 'time' or 'autonomous', got {drift!r}")
-        if not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
-            diffusion = known_diffusion(diffusion, data.dim)
-        for name, least in (("n_components", 1), ("max_steps", 1)):
-            if not isinstance(given[name], (int, np.integer)) or given[name] < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction!r}")
-        positive = which_positive(self.positive, data.names)
-        check_positive(data.x, np.array(positive), data.names)
-        return IdentificationConfig(
-            n_components=int(self.n_components), drift=drift, diffusion=diffusion, positive=positive,
-            conditioner=self.conditioner, hidden=tuple(self.hidden), steps=int(self.max_steps),
-            held_out=float(self.validation_fraction))
 
     def _set_parts(self, sde: FittedSDE, density: Any) -> None:
         self.sde_, self.density_ = sde.requires_grad_(False), density.double().requires_grad_(False)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fpsde.density import AbstractDensity, DensityTerms
 from fpsde.diffusion import AbstractDiffusion
-from fpsde.hollow import HollowNet
+from fpsde.drift import AbstractDrift
 
 __all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual"]
 
@@ -93,7 +93,7 @@ class LossWeights(NamedTuple):
     velocity: float = 0.0
     """Of E |q|^2."""
     drift_energy: float = 0.0
-    """Of E |f|^2, which chooses among drifts that the marginals cannot tell apart."""
+    """Of E |f|^2, known terms left out, which chooses among drifts that the marginals cannot tell apart."""
     path_energy: float = 0.0
     """Of the kinetic energy of the density's parts, which chooses the path between snapshots."""
 
@@ -121,7 +121,7 @@ class FokkerPlanckLoss(nn.Module):
             path, so its residual says nothing about the density and is kept from it.
     """
 
-    def __init__(self, density: AbstractDensity, drift: HollowNet, diffusion: AbstractDiffusion,
+    def __init__(self, density: AbstractDensity, drift: AbstractDrift, diffusion: AbstractDiffusion,
                  guides_density: bool = True) -> None:
         super().__init__()
         self.density, self.drift, self.diffusion = density, drift, diffusion
@@ -156,5 +156,6 @@ class FokkerPlanckLoss(nn.Module):
         if weights.velocity:
             loss = loss + weights.velocity * excess_velocity(terms, f, variance).square().sum(-1).mean()
         if weights.drift_energy:
-            loss = loss + weights.drift_energy * f.square().sum(-1).mean()
+            learned = f - self.drift.known(t_inside[:, None], x_inside)
+            loss = loss + weights.drift_energy * learned.square().sum(-1).mean()
         return LossTerms(loss, likelihood, squared)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.conditioner import AbstractConditioner, LeaveOneOutConditioner, MaskedConditioner, random_weight
+from fpsde.drift import COUPLED, FREE, LINEAR, OWN, AbstractDrift
 from fpsde.taylor import ACTIVATIONS, Series, to_derivatives
 
 __all__ = ["CONDITIONERS", "HollowNet"]
@@ -28,10 +29,9 @@ CONDITIONERS: dict[str, type[AbstractConditioner]] = {
     "masked": MaskedConditioner, "leave-one-out": LeaveOneOutConditioner}
 
 N_FREQUENCIES = 3
-OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
 
 
-class HollowNet(nn.Module):
+class HollowNet(AbstractDrift):
     r"""A vector field from R^d to R^d, linear part plus hollow network:
 
     .. math:: f_i(t, x) = b_i + \sum_j A_{ij} x_j + w_i \cdot \phi_i(t, x_i, h_i)
@@ -131,6 +131,9 @@ class HollowNet(nn.Module):
     def divergence(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the divergence of the field, shape (...), for x of shape (..., d)."""
         return self.derivatives(t, x, order=1)[1].sum(-1)
+
+    def known(self, t: Tensor, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
     def features(self, t: Tensor, x: Tensor, order: int) -> Series:
         """Returns the last hidden layer as a series in x_i with h_i fixed: order + 1 tensors (d, n, n_features)."""

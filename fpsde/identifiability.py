@@ -30,12 +30,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fpsde.diffusion import AbstractDiffusion, KnownDiffusion
+from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion, KnownDiffusion
+from fpsde.drift import FREE, LINEAR
 from fpsde.evidence import explain
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
-from fpsde.hollow import FREE, LINEAR
-from fpsde.moments import MomentEquations, coefficients, columns_at, path_error, priors
+from fpsde.moments import MomentEquations, by_unknown, coefficients, columns_at, kinds, path_error, priors
+from fpsde.potential import GradientDrift, learned_potential
 from fpsde.projection import ReadoutSolver, Ridge
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
@@ -74,6 +75,8 @@ class Identifiability(NamedTuple):
     where it is known worst; infinite if it is not known at all, NaN if it was not looked for (more than 10 coordinates)."""
     span: float
     """Time between the first and the last snapshot."""
+    gradient: bool = False
+    """Whether what is learned of the drift is a gradient, an assumption: nothing of it circulates, and no turn is free."""
 
     @property
     def noise_known(self) -> bool:
@@ -102,7 +105,10 @@ class Identifiability(NamedTuple):
                      "them about as well.")
         share = (f"{100 * self.gradient_share:.0f} % of the drift is a gradient, which each snapshot fixes once the noise "
                  "is known")
-        if not self.autonomous:
+        if self.gradient:
+            drift = ("What is learned of the drift is a gradient by assumption: nothing of it circulates, and each "
+                     "snapshot fixes it once the noise is known.")
+        elif not self.autonomous:
             drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves "
                      "it out.")
         elif math.isnan(self.turning):
@@ -130,8 +136,9 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
     """
     model = copy.deepcopy(model).double()
     generator = torch.Generator(device=times.device).manual_seed(seed)
-    given = isinstance(model.diffusion, KnownDiffusion)
-    share = _gradient_share(model, generator, seed)
+    given = isinstance(model.diffusion, AbstractKnownDiffusion)
+    gradient = learned_potential(model.drift) is not None
+    share = 1.0 if isinstance(model.drift, GradientDrift) else _gradient_share(model, generator, seed)
     if model.drift.time:
         worse = np.array([_miss(model, float(scale), seed) for scale in SCALES[::4]])
         return Identifiability(False, SCALES[::4], worse,
@@ -139,8 +146,7 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
     equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator, weights)
     misfit, turning = _profile(equations)
     worse = np.array(misfit) - min(misfit)
-    return Identifiability(True, SCALES, worse, _interval(worse), given, share,
-                           turning / span, span)
+    return Identifiability(True, SCALES, worse, _interval(worse), given, share, turning / span, span, gradient)
 
 
 def _profile(equations: MomentEquations) -> tuple[list[float], float]:
@@ -148,9 +154,10 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     model, drift = equations.model, equations.model.drift
     fitted, readout = model.diffusion, drift.get_readout()
     (spreading, spread), noise = equations.spreading(), equations.noise()
-    groups = priors(equations.transport, drift.groups())
+    labels = kinds(drift)
+    groups = priors(equations.transport, labels)
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
-    free = [kind in (LINEAR, FREE) for kind in drift.groups().unique().tolist()]
+    free = [kind in (LINEAR, FREE) for kind in labels.unique().tolist()]
     whole = [path_error(noise), *(prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE) if is_free
                                   else prior for is_free, (_, prior) in zip(free, groups, strict=True))]
     start = explain(equations.change - equations.moved - spread, noise, whole)
@@ -162,15 +169,15 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
         observed = equations.change - equations.moved - scale**2 * spread
         dual = torch.linalg.solve(allowed * noise + bent, observed)
         # More noise and more drift make the correction of the path noisier: the weights are those of this scale.
-        drift.set_readout(coefficients(equations.transport, groups, start.variances[1:], dual))
+        drift.set_readout(coefficients(equations.transport, groups, start.variances[1:], dual).view_as(readout))
         model.diffusion = _Scaled(fitted, drift.dim, float(scale))
         misfit.append(0.5 * float(observed @ torch.linalg.solve(allowed * equations.noise() + bent, observed)))
     drift.set_readout(readout)
     model.diffusion = fitted
-    if drift.matrix is None or drift.dim > MAX_TURNING_DIM:
-        return misfit, math.nan
-    if drift.dim == 1:
+    if drift.dim == 1 or learned_potential(drift) is not None:
         return misfit, 0.0
+    if not bool((labels == LINEAR).any()) or drift.dim > MAX_TURNING_DIM:
+        return misfit, math.nan
     return misfit, _turning_error(equations, spreading, allowed * noise)
 
 
@@ -185,12 +192,11 @@ def _turning_error(equations: MomentEquations, spreading: Tensor, covariance: Te
     """
     drift, diffusion = equations.model.drift, equations.model.diffusion
     dim, root = drift.dim, torch.linalg.inv(torch.linalg.cholesky(covariance))
-    places = drift.n_features, diffusion.get_readout().shape[1] - 1
+    linear, level = (kinds(drift) == LINEAR) | (kinds(drift) == FREE), kinds(diffusion) == FREE
 
     def free(transport: Tensor, spreading: Tensor) -> Tensor:
-        """The columns of matrix, offset and level of noise, shape (..., P)."""
-        parts = [transport[..., places[0]:].flatten(-2)]
-        return torch.cat(parts + ([spreading[..., -1]] if places[1] >= 0 else []), -1)
+        """The columns of matrix, offset and level of noise, shape (..., U)."""
+        return torch.cat([transport[..., linear], spreading[..., level]], -1)
 
     seen = root @ free(equations.transport, spreading)
     information, chance = seen.T @ seen, torch.zeros(seen.shape[1], seen.shape[1]).to(seen)
@@ -200,8 +206,9 @@ def _turning_error(equations: MomentEquations, spreading: Tensor, covariance: Te
         parts = []
         for end in ends:
             n = x.shape[1]
-            values = end.half * free(torch.einsum("nqd,dnp->nqdp", end.tests.gradients[0, :n], of_drift[:, 0]),
-                                     0.5 * torch.einsum("nqd,dnp->nqdp", end.tests.seconds[0, :n], of_noise[:, 0]))
+            moved = torch.einsum("nqd,dnp->nqdp", end.tests.gradients[0, :n], of_drift[:, 0])
+            spread = 0.5 * torch.einsum("nqd,dnp->nqdp", end.tests.seconds[0, :n], of_noise[:, 0])
+            values = end.half * free(by_unknown(moved, drift), by_unknown(spread, diffusion))
             parts.append(torch.einsum("rq,nqp->nrp", root[:, end.place], values - values.mean(0)))
         both = torch.stack(parts).sum(0)
         chance += torch.einsum("nra,nrb->ab", both, both) / len(both) / count
@@ -276,7 +283,7 @@ def _miss(model: FokkerPlanckLoss, scale: float, seed: int) -> float:
     drift = copy.deepcopy(model.drift)
     scaled = FokkerPlanckLoss(model.density, drift, _Scaled(model.diffusion, drift.dim, scale))
     solver = ReadoutSolver(scaled, Ridge(), memory=0.9)
-    generator = torch.Generator(device=drift.offset.device).manual_seed(seed)
+    generator = torch.Generator(device=drift.get_readout().device).manual_seed(seed)
 
     def draw() -> tuple[Tensor, Tensor]:
         t = torch.rand(32, generator=generator, dtype=torch.float64, device=generator.device)

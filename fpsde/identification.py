@@ -14,8 +14,8 @@ fitted first, by likelihood and least kinetic energy, as the mean of several sma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,15 +26,18 @@ from torch import Tensor, nn
 from fpsde.batches import SnapshotBatches
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
-from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
+from fpsde.given import Function, GivenField, check_function, given_fields
 from fpsde.hollow import HollowNet
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations, solve_moments
+from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, mean_and_variance
-from fpsde.train import Report, TrainConfig, TrainingError, train
+from fpsde.train import Report, TrainConfig, train
 
 __all__ = ["Identification", "IdentificationConfig", "identify"]
 
@@ -42,6 +45,8 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
+# A potential has as many features for each coordinate as a net, up to four of them.
+POTENTIAL_COORDINATES = 4
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,9 @@ class IdentificationConfig:
 
     Attributes:
         n_components: components of the mixture path.
-        drift: "time" or "autonomous".
-        diffusion: "state", "constant", or known values, shape (d,), in data units per square root of time.
+        drift: "time", "autonomous" or "gradient".
+        drift_prior: known terms of the drift, a function in data units.
+        diffusion: "state", "constant", or known: values, shape (d,), in data units per square root of time, or a function.
         positive: which coordinates are taken by their logarithm; none if empty.
         conditioner: "leave-one-out" or "masked".
         hidden: widths of the hidden layers of both nets.
@@ -73,7 +79,8 @@ class IdentificationConfig:
 
     n_components: int = 32
     drift: str = "time"
-    diffusion: str | tuple[float, ...] = "state"
+    drift_prior: Function | None = None
+    diffusion: str | tuple[float, ...] | Function = "state"
     positive: tuple[bool, ...] = ()
     conditioner: str = "leave-one-out"
     hidden: tuple[int, ...] = (64,)
@@ -101,16 +108,6 @@ class Identification(NamedTuple):
     summary: dict[str, float]
 
 
-@contextmanager
-def _plain_words() -> Iterator[None]:
-    try:
-        yield
-    except torch.linalg.LinAlgError as error:
-        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the "
-                            "data, or use fewer components") from error
-
-
-@_plain_words()
 def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
              report: Callable[[Report], None] | None = None) -> Identification:
     """Fits density, drift and diffusion to snapshots.
@@ -121,17 +118,16 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         seed: of all randomness.
         device: where to train.
         report: called after every step, with values now and then.
-
-    Raises:
-        TrainingError: if the numbers of the fit are lost.
     """
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":
         fit.train_paths(1 - config.net_share)
+        fit.check_given()
         fit.train_nets()
         fit.polish()
     else:
         fit.train_path(PATH_SHARE)
+        fit.check_given()
         if config.solve and MomentEquations.fits(fit.model, len(data.times)):
             fit.solve_nets(rounds=8)
             fit.refine_path(0.5)
@@ -156,6 +152,7 @@ class _Fit:
         volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
         self.log_volume = float(np.average(volumes, weights=data.weights))
         """What the mean log-likelihood gains in data units."""
+        self.given = self._given()
         kept, held = data.split(config.held_out, self.rng)
         self.kept, self.weights = self._batches(kept), kept.group_weights()
         self.held = self._batches(held) if held is not None else self.kept
@@ -183,20 +180,45 @@ class _Fit:
                             constant_weights=self.config.drift == "time", weights=self.weights)
         return path.float().to(self.device)
 
-    def _nets(self, dim: int) -> tuple[HollowNet, AbstractDiffusion]:
+    def _given(self) -> dict[str, GivenField]:
+        """What is given as functions, found to be usable."""
+        given = {"drift_prior": self.config.drift_prior, "diffusion": self.config.diffusion}
+        x, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (self.data.x, self.data.t))
+        for name, function in given.items():
+            if callable(function):
+                check_function(name, function, x, t, positive=name == "diffusion")
+        return given_fields(given, deepcopy(self.coordinates).to(self.device))
+
+    def check_given(self) -> None:
+        """Finds out whether known functions are finite wherever the density path leads, and not only at the data."""
+        for name, field in self.given.items():
+            field.check(name, *self._collocation(64, 256))
+
+    def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
         c = self.config
         new: dict[str, Any] = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
                                "time": c.drift == "time", "random_readout": False}
-        if c.drift == "autonomous" and c.solve:
+        if c.drift != "time" and c.solve:
             # Features that are not trained: close to polynomials, half of them without coupling between coordinates.
             new.update(bend=0.5, own_share=0.5)
+        drift: AbstractDrift
+        if c.drift == "gradient":
+            scale = self.coordinates.scale
+            metric = (2 * scale.log().mean()).exp() / scale.square()
+            drift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
+        else:
+            drift = HollowNet(**new)
+        if "drift_prior" in self.given:
+            drift = PriorDrift(drift, self.given["drift_prior"])
         level = self._typical_width()
         if c.diffusion == "constant":
-            return HollowNet(**new), ConstantDiffusion(level)
+            return drift, ConstantDiffusion(level)
         if c.diffusion == "state":
-            return HollowNet(**new), StateDiffusion(HollowNet(**new), level)
+            return drift, StateDiffusion(HollowNet(**new), level)
+        if "diffusion" in self.given:
+            return drift, FunctionDiffusion(self.given["diffusion"])
         known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(self.coordinates.span)
-        return HollowNet(**new), KnownDiffusion((known / self.coordinates.scale).float())
+        return drift, KnownDiffusion((known / self.coordinates.scale).float())
 
     def _typical_width(self) -> Tensor:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
@@ -314,10 +336,8 @@ class _Fit:
         return Identification(self.model, sde, self.history, self.summary)
 
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        nets = [m for m in self.model.modules() if isinstance(m, HollowNet)]
+        nets = self.model.drift, self.model.diffusion
         readouts = [p for net in nets for p in net.readout_parameters()]
-        if isinstance(self.model.diffusion, ConstantDiffusion):
-            readouts.append(self.model.diffusion.log_level)
         known = {id(p) for p in readouts}
         return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
 

@@ -1,21 +1,31 @@
-"""What a model file holds: how density, drift and diffusion are taken apart and put together again."""
+"""What a model file holds: how density, drift and diffusion are taken apart and put together again.
+
+No file holds a function: those that the user gave are named, and have to be given again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fpsde.checkpoint import ModelFileError
 from fpsde.coordinates import Coordinates
 from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
-from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.given import Function, GivenField, given_fields
 from fpsde.hollow import HollowNet
+from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
 from fpsde.spline import CubicSplineBasis
 
-__all__ = ["build_parts", "describe_parts"]
+__all__ = ["build_parts", "check_functions", "describe_parts", "plain_parameters"]
 
 
 def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -23,8 +33,11 @@ def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[s
     diffusion = sde.diffusion
     header: dict[str, Any] = {
         "drift": sde.drift.settings,
-        "diffusion": {"kind": {KnownDiffusion: "known", ConstantDiffusion: "constant", StateDiffusion: "state"}[
-            type(diffusion)]},
+        "drift_kind": "hollow" if learned_potential(sde.drift) is None else "gradient",
+        "diffusion": {"kind": {KnownDiffusion: "known", FunctionDiffusion: "function", ConstantDiffusion: "constant",
+                               StateDiffusion: "state"}[type(diffusion)]},
+        "functions": ["drift_prior"] * isinstance(sde.drift, PriorDrift)
+        + ["diffusion"] * isinstance(diffusion, FunctionDiffusion),
         "density": {"constant_weights": density.constant_weights},
     }
     if isinstance(diffusion, StateDiffusion):
@@ -34,19 +47,39 @@ def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[s
     return header, tensors
 
 
-def build_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[FittedSDE, GaussianMixturePath]:
-    """Puts the parts together.
+def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping[str, Function | None]) -> None:
+    """Compares the functions that are given with those that the model was fitted with.
+
+    Raises:
+        ModelFileError: if one is missing, is none, or is one too many.
+    """
+    for name, function in functions.items():
+        if name in header.get("functions", ()):
+            if function is None:
+                raise ModelFileError(f"{path}: fitted with a function as {name}, which no file holds; give it again: "
+                                     f"FokkerPlanckSDE.load(path, {name}=...)")
+            if not callable(function):
+                raise ModelFileError(f"{path}: {name} must be the function of (X, t) of the fit, got {function!r}")
+        elif function is not None:
+            raise ModelFileError(f"{path}: fitted without a function as {name}; leave {name} out")
+
+
+def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
+                functions: Mapping[str, Function | None]) -> tuple[FittedSDE, GaussianMixturePath]:
+    """Puts the parts together, with the functions that no file holds.
 
     Nothing larger than the weights themselves is allocated: nets are built without storage and then given theirs.
 
     Raises:
         KeyError, ValueError, RuntimeError: if the header and the weights do not fit together.
     """
-    units = [tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")]
+    units = Coordinates(*(tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")))
+    given = given_fields(functions, units)
     with torch.device("meta"):
-        drift, diffusion = HollowNet(**header["drift"]), _build_diffusion(header["diffusion"], units[0])
-    sde = FittedSDE(drift, diffusion, Coordinates(*units))
-    if not sde.coordinates.span > 0 or not (sde.coordinates.scale > 0).all():
+        drift = _build_drift(header, given.get("drift_prior"))
+        diffusion = _build_diffusion(header["diffusion"], units.dim, given.get("diffusion"))
+    sde = FittedSDE(drift, diffusion, units)
+    if not units.span > 0 or not (units.scale > 0).all():
         raise ValueError("the scaling is not usable")
     _fill(sde, tensors, "sde.")
 
@@ -58,7 +91,7 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Fit
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
-    if density.dim != drift.dim or sde.coordinates.dim != drift.dim:
+    if density.dim != drift.dim or units.dim != drift.dim:
         raise ValueError("drift and density differ in dimension")
     return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
 
@@ -68,10 +101,30 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
     module.load_state_dict(state, strict=True, assign=True)
 
 
-def _build_diffusion(header: dict[str, Any], centre: Tensor) -> AbstractDiffusion:
-    level = torch.ones(centre.shape)
+def _build_drift(header: dict[str, Any], prior: GivenField | None) -> AbstractDrift:
+    kinds: dict[str, type[AbstractDrift]] = {"hollow": HollowNet, "gradient": GradientDrift}
+    learned = kinds[header.get("drift_kind", "hollow")](**header["drift"])
+    return learned if prior is None else PriorDrift(learned, prior)
+
+
+def _build_diffusion(header: dict[str, Any], dim: int, given: GivenField | None) -> AbstractDiffusion:
+    if given is not None:
+        return FunctionDiffusion(given)
+    level = torch.ones(dim)
     if header["kind"] == "known":
         return KnownDiffusion(level)
     if header["kind"] == "constant":
         return ConstantDiffusion(level)
     return StateDiffusion(HollowNet(**header["net"]), level)
+
+
+def plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Returns an estimator's parameters as JSON holds them: without functions or a random state that is no number."""
+    plain = {name: value.tolist() if isinstance(value, (np.ndarray, np.generic, Tensor)) else value
+             for name, value in parameters.items()}
+    plain.update({name: None for name in ("drift_prior", "diffusion") if callable(plain[name])})
+    plain["hidden"] = list(plain["hidden"])
+    plain["positive"] = plain["positive"] if isinstance(plain["positive"], bool) else list(plain["positive"])
+    if not isinstance(plain["random_state"], (int, type(None))):
+        plain["random_state"] = None
+    return plain

@@ -11,6 +11,9 @@ that noise in the density does not pull drift and diffusion towards zero, as it 
 (errors in the variables). The functions move with the cloud, so that a narrow cloud on a long way is seen as sharply as a
 wide one at rest. How much drift and noise may bend is decided by the evidence.
 
+The unknowns are the readouts of drift and diffusion, row by row; known terms of the drift move the functions' means as
+their own motion does.
+
 References:
     Weak SINDy for partial differential equations (Messenger & Bortz, 2021), https://arxiv.org/abs/2007.02848
     Large sample properties of generalized method of moments estimators (Hansen, 1982), https://doi.org/10.2307/1912775
@@ -26,12 +29,12 @@ import torch
 from torch import Tensor
 
 from fpsde.diffusion import AbstractDiffusion
+from fpsde.drift import FREE, AbstractDrift
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
-from fpsde.hollow import FREE, HollowNet
 
-__all__ = ["MomentEquations", "coefficients", "columns_at", "path_error", "priors", "solve_moments"]
+__all__ = ["MomentEquations", "by_unknown", "coefficients", "columns_at", "kinds", "path_error", "priors", "solve_moments"]
 
 POINTS = 1024
 MOST_POINTS = 16384
@@ -107,7 +110,7 @@ class MomentEquations:
                        for j, x in enumerate(snapshots)]
         dim = model.drift.dim
         tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
-        room = MAX_ELEMENTS // (tests[0].count * dim)
+        room = MAX_ELEMENTS // (max(tests[0].count, model.drift.get_readout().shape[1]) * dim)
         points, most = max(64, min(POINTS, room // NODES)), max(256, min(MOST_POINTS, room))
         order = [torch.randperm(len(x), generator=generator, device=x.device)[:most] for x in snapshots]
         kept = [x[rows].double() for x, rows in zip(snapshots, order, strict=True)]
@@ -136,24 +139,22 @@ class MomentEquations:
     @staticmethod
     def fits(model: FokkerPlanckLoss, n_snapshots: int) -> bool:
         """Whether the equations of all intervals can be held in memory; in several hundred dimensions they cannot."""
-        unknowns = model.drift.get_readout().shape[1] + model.diffusion.get_readout().shape[1]
-        rows = (n_snapshots - 1) * TestFunctions.how_many(model.drift.dim)
-        return rows * model.drift.dim * unknowns <= 4 * MAX_ELEMENTS
+        unknowns = model.drift.get_readout().numel() + model.diffusion.get_readout().numel()
+        return (n_snapshots - 1) * TestFunctions.how_many(model.drift.dim) * unknowns <= 4 * MAX_ELEMENTS
 
     @torch.no_grad()
     def linearise(self) -> tuple[Tensor, Tensor]:
-        """Returns the right side's derivative by the readouts, shape (rows, d, P), and what it leaves open, (rows,).
+        """Returns the right side's derivative by the unknowns, shape (rows, U), and what it leaves open, (rows,).
 
         Exact in the drift, Gauss-Newton in the diffusion.
         """
         spreading, spread = self.spreading()
-        drift = self.model.drift.get_readout().double()
-        moved = self.moved + torch.einsum("qdp,dp->q", self.transport, drift)
+        moved = self.moved + self.transport @ self.model.drift.get_readout().double().flatten()
         return torch.cat([self.transport, spreading], -1), self.change - moved - spread
 
     @torch.no_grad()
     def spreading(self) -> tuple[Tensor, Tensor]:
-        """Returns how the noise changes the means: its derivative by the readouts, (rows, d, P), and all of it, (rows,)."""
+        """Returns how the noise changes the means: its derivative by its unknowns, (rows, U), and all of it, (rows,)."""
         matrix, spread = zip(*(self._spreading(interval) for interval in self.intervals), strict=True)
         return torch.cat(matrix), torch.cat(spread)
 
@@ -201,17 +202,19 @@ class MomentEquations:
                 for interval, place, sign, node in self._ends(j)]
 
     def _transport(self, interval: _Interval) -> tuple[Tensor, Tensor]:
-        """How the functions' own motion and the drift change their means, shapes (Q,) and (Q, d, P)."""
+        """How the functions' own motion and the known drift change their means, (Q,), and the learned one, (Q, U)."""
         moved = transport = torch.zeros(()).to(self.change)
+        drift = self.model.drift
         for t, x, weight, tests in interval.tested():
             share = weight / x.shape[1]
-            moved = moved + torch.einsum("mnq,m->q", tests.rates, share)
-            columns = columns_at(self.model.drift, t, x)
-            transport = transport + torch.einsum("mnqd,dmnp->qdp", tests.gradients * share[:, None, None, None], columns)
-        return moved, transport
+            gradients = tests.gradients * share[:, None, None, None]
+            known = drift.known(t[:, None], x.to(t)).double()
+            moved = moved + torch.einsum("mnq,m->q", tests.rates, share) + torch.einsum("mnqd,mnd->q", gradients, known)
+            transport = transport + torch.einsum("mnqd,dmnp->qdp", gradients, columns_at(drift, t, x))
+        return moved, by_unknown(transport, drift)
 
     def _spreading(self, interval: _Interval) -> tuple[Tensor, Tensor]:
-        """How the noise changes the functions' means: its derivative by the readout, (Q, d, P), and the change, (Q,)."""
+        """How the noise changes the functions' means: its derivative by its unknowns, (Q, U), and the change, (Q,)."""
         diffusion = self.model.diffusion
         matrix = spread = torch.zeros(()).to(self.change)
         for t, x, weight, tests in interval.tested():
@@ -219,14 +222,24 @@ class MomentEquations:
             matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, columns_at(diffusion, t, x))
             a = diffusion(t[:, None], x.to(t)).double().square()
             spread = spread + torch.einsum("mnqd,mnd->q", seconds, a)
-        return matrix, spread
+        return by_unknown(matrix, diffusion), spread
 
 
-def columns_at(field: HollowNet | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
+def columns_at(field: AbstractDrift | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
     """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
     points = x.to(t)
     one = torch.ones_like(points).flatten(0, 1)
     return field.columns(t[:, None], points, [one]).unflatten(1, x.shape[:2]).double()
+
+
+def by_unknown(derivative: Tensor, field: AbstractDrift | AbstractDiffusion) -> Tensor:
+    """Turns derivatives by the readout of every coordinate, shape (..., d, P), into those by the unknowns, (..., U)."""
+    return derivative.sum(-2) if len(field.get_readout()) == 1 else derivative.flatten(-2)
+
+
+def kinds(field: AbstractDrift | AbstractDiffusion) -> Tensor:
+    """Returns the kind of each unknown of a field, shape (U,)."""
+    return field.groups().repeat(len(field.get_readout()))
 
 
 def path_error(noise: Tensor) -> Component:
@@ -236,33 +249,33 @@ def path_error(noise: Tensor) -> Component:
 
 def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: float = DRIFT_MOST,
            first: int = 0) -> list[tuple[Tensor, Component]]:
-    """Groups readouts of one kind, those of a drift unless told otherwise.
+    """Groups unknowns of one kind, those of a drift unless told otherwise.
 
     Arguments:
-        matrix: derivative of the equations by the readouts, shape (rows, d, P).
-        labels: the kind of each readout, shape (P,).
+        matrix: derivative of the equations by the unknowns, shape (rows, U).
+        labels: the kind of each unknown, shape (U,).
         start: variance where the search starts.
         most: largest variance.
-        first: place of the first readout.
+        first: place of the first unknown.
 
     Returns:
         The places of each group and its prior.
     """
     groups = []
     for kind in labels.unique().tolist():
-        columns = (labels == kind).nonzero()[:, 0]
-        part = matrix[:, :, columns].flatten(1)
+        places = (labels == kind).nonzero()[:, 0]
+        part = matrix[:, places]
         # A level is not shrunk: it is as free as UNKNOWN lets it be.
         around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (start, most, 0.0)
-        groups.append((first + columns, Component(part @ part.T, *around)))
+        groups.append((first + places, Component(part @ part.T, *around)))
     return groups
 
 
 def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
-    """Returns the readouts that the evidence's dual stands for, shape (d, P); those in no group are zero."""
+    """Returns the unknowns that the evidence's dual stands for, shape (U,); those in no group are zero."""
     values = torch.zeros(matrix.shape[1:]).to(matrix)
-    for (columns, _), variance in zip(groups, variances, strict=True):
-        values[:, columns] = variance * torch.einsum("qdp,q->dp", matrix[:, :, columns], dual)
+    for (places, _), variance in zip(groups, variances, strict=True):
+        values[places] = variance * (dual @ matrix[:, places])
     return values
 
 
@@ -275,28 +288,28 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
     """
     drift, diffusion = equations.model.drift, equations.model.diffusion
-    split = drift.get_readout().shape[1]
+    split = drift.get_readout().numel()
+    levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()
-        values = torch.cat([drift.get_readout(), diffusion.get_readout()], 1).double()
+        values = torch.cat([drift.get_readout().flatten(), diffusion.get_readout().flatten()]).double()
         # Deviations from a zero drift and from the present level of noise, by group.
         centre = torch.zeros_like(values)
-        if values.shape[1] > split:
-            centre[:, -1] = values[:, -1]
-        observed = left + torch.einsum("qdp,dp->q", matrix, values - centre)
-        groups = [*priors(matrix[..., :split], drift.groups()),
-                  *priors(matrix[..., split:], diffusion.groups(), DIFFUSION_START, DIFFUSION_MOST, split)]
+        centre[levels] = values[levels]
+        observed = left + matrix @ (values - centre)
+        groups = [*priors(matrix[:, :split], kinds(drift)),
+                  *priors(matrix[:, split:], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
         # While the linearisation still moves, rough variances do.
         explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
                             ROUGH_ROUNDS if left_over else FINE_ROUNDS)
         change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
         # The diffusion is linearised: no more than a moderate step at once.
-        largest = change[:, split:].abs().amax() if change.shape[1] > split else change.new_zeros(())
+        largest = change[split:].abs().amax() if len(change) > split else change.new_zeros(())
         change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
         if not bool(torch.isfinite(change).all()):
             break
         values = values + change
-        drift.set_readout(values[:, :split])
-        diffusion.set_readout(values[:, split:])
+        drift.set_readout(values[:split].view_as(drift.get_readout()))
+        diffusion.set_readout(values[split:].view_as(diffusion.get_readout()))
     return explained

@@ -185,5 +185,6 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
     if weights.drift_energy:
         blank = diffusion.columns(clock, x, [torch.zeros_like(s)])
         columns = torch.cat([drift.columns(clock, x, [one]), blank], -1)[group].double()
-        rows.append(Rows(columns, f.reshape(s.shape).T[group].double(), weights.drift_energy))
+        learned = (f - drift.known(clock, x)).reshape(s.shape)
+        rows.append(Rows(columns, learned.T[group].double(), weights.drift_energy))
     return rows

@@ -18,7 +18,8 @@ from torchsde import BaseBrownian, BrownianInterval, sdeint
 
 from fpsde.coordinates import Coordinates
 from fpsde.diffusion import AbstractDiffusion
-from fpsde.hollow import HollowNet
+from fpsde.drift import AbstractDrift
+from fpsde.potential import learned_potential
 
 __all__ = ["FittedSDE", "FreshIncrements", "SimulationError", "simulate"]
 
@@ -42,14 +43,14 @@ class FittedSDE(nn.Module):
     sde_type = "ito"
     time_step: Tensor
 
-    def __init__(self, drift: HollowNet, diffusion: AbstractDiffusion, coordinates: Coordinates) -> None:
+    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, coordinates: Coordinates) -> None:
         super().__init__()
         self.drift, self.diffusion, self.coordinates = drift, diffusion, coordinates
         self.register_buffer("time_step", coordinates.clock[1] / 200)
 
     @property
     def autonomous(self) -> bool:
-        """Whether drift and diffusion do not depend on time."""
+        """Whether what is learned of drift and diffusion does not depend on time."""
         return not self.drift.time
 
     @property
@@ -71,11 +72,28 @@ class FittedSDE(nn.Module):
         f, g = self.coordinates.vectors(y, f, g)
         return f.to(y), g.to(y)
 
+    def potential(self, y: Tensor) -> Tensor:
+        """Potential whose gradient the learned drift follows downhill, at points y, shape (n, d): shape (n,).
+
+        It is in data units squared per time unit, up to a constant; data units are the same for all coordinates.
+
+        Raises:
+            ValueError: if the drift was not learned as a gradient.
+        """
+        learned = learned_potential(self.drift)
+        if learned is None:
+            raise ValueError("the drift has no potential: fit with drift='gradient'")
+        unit = learned.metric[0] * self.coordinates.scale[0].square() / self.coordinates.clock[1]
+        z = self.coordinates.inside(y).to(learned.metric)
+        return (learned.potential(z) * unit).to(y)
+
     def dimensionless(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion at times in data units and dimensionless points z, shape (n, d), in dimensionless units."""
         t = torch.as_tensor(t, dtype=torch.float64, device=z.device)
-        # Outside the data's times the equation stays what it was at the nearest one.
-        tau = self.coordinates.time(t).clamp(0.0, 1.0)
+        tau = self.coordinates.time(t)
+        if not self.autonomous:
+            # Outside the data's times the equation stays what it was at the nearest one.
+            tau = tau.clamp(0.0, 1.0)
         z = z.to(next(self.drift.parameters()).dtype)
         return self.drift(tau.to(z), z), self.diffusion(tau.to(z), z)
 

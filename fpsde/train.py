@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "train"]
+__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "singular_matrices", "train"]
 
 
 class TrainingError(ArithmeticError):
@@ -156,6 +156,16 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def singular_matrices() -> Iterator[None]:
+    """Says in the words of the data, not of linear algebra, that a fit's matrices have become singular."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the "
+                            "data, or use fewer components") from error
 
 
 def _descend(loss: Tensor, trained: list[Tensor], clip: float) -> bool:

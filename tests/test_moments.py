@@ -139,13 +139,12 @@ def test_linearisation_is_the_derivative():
     equations = MomentEquations(model, times, [path.sample(t[None], 300, generator)[0] for t in times], generator)
     with torch.no_grad():
         matrix, before = equations.linearise()
-        values = torch.cat([net.get_readout(), diffusion.get_readout()], 1)
-        step = 1e-5 * torch.randn_like(values)
-        split = net.get_readout().shape[1]
-        net.set_readout(values[:, :split] + step[:, :split])
-        diffusion.set_readout(values[:, split:] + step[:, split:])
+        steps = []
+        for field in (net, diffusion):
+            steps.append(1e-5 * torch.randn_like(field.get_readout()))
+            field.set_readout(field.get_readout() + steps[-1])
         after = equations.linearise()[1]
-    expected = -torch.einsum("qdp,dp->q", matrix, step)
+    expected = -matrix @ torch.cat([step.flatten() for step in steps])
     assert (after - before - expected).abs().max() < 1e-3 * expected.abs().max()
 
 

@@ -11,16 +11,19 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
     0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    1: ["conditioner", "coordinates", "covariance", "arguments"],
-    2: ["hollow", "density"],
-    3: ["diffusion", "mixture"],
-    4: ["sde", "fokker_planck"],
-    5: ["projection", "moments", "model_file"],
-    6: ["identification", "identifiability"],
-    7: ["estimator"],
-    8: ["evaluation", "plotting"],
-    9: ["cli", "__init__"],
-    10: ["__main__"],
+    1: ["conditioner", "coordinates", "covariance"],
+    2: ["given", "density"],
+    3: ["drift"],
+    4: ["hollow", "potential"],
+    5: ["diffusion", "mixture"],
+    6: ["sde", "fokker_planck"],
+    7: ["projection", "moments", "model_file"],
+    8: ["identification", "identifiability"],
+    9: ["arguments"],
+    10: ["estimator"],
+    11: ["evaluation", "plotting"],
+    12: ["cli", "__init__"],
+    13: ["__main__"],
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 # The figures take an estimator but need it only as a type.

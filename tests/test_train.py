@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fpsde.progress import Progress
-from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, train
+from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, singular_matrices, train
 
 
 class Terms(NamedTuple):
@@ -65,6 +65,11 @@ def test_no_finite_score_is_an_error_and_not_the_initial_state():
     module = Bowl()
     with pytest.raises(TrainingError, match="after none of 5 steps was the score"):
         train(module, [{"params": [module.w]}], lambda step: (torch.ones(3),), lambda m: float("nan"), TrainConfig(steps=5))
+
+
+def test_singular_matrices_are_named_in_words_of_the_data():
+    with pytest.raises(TrainingError, match="look for outliers and repeated points"), singular_matrices():
+        torch.linalg.cholesky(torch.zeros(2, 2))
 
 
 def test_one_thread_is_given_back():
