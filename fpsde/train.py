@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "singular_matrices", "train"]
+__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "singular_matrices",
+           "train"]
 
 
 class TrainingError(ArithmeticError):
