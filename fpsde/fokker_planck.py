@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fpsde.density import AbstractDensity, DensityTerms
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
+from fpsde.growth import Growth
 
 __all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual"]
 
@@ -119,13 +120,14 @@ class FokkerPlanckLoss(nn.Module):
         diffusion: g.
         guides_density: whether the residual's gradient reaches the density. A drift that is free in time can follow any
             path, so its residual says nothing about the density and is kept from it.
+        growth: the rate at which points multiply, if they do.
     """
 
     def __init__(self, density: AbstractDensity, drift: AbstractDrift, diffusion: AbstractDiffusion,
-                 guides_density: bool = True) -> None:
+                 guides_density: bool = True, growth: Growth | None = None) -> None:
         super().__init__()
         self.density, self.drift, self.diffusion = density, drift, diffusion
-        self.guides_density = guides_density
+        self.guides_density, self.growth = guides_density, growth
 
     def forward(self, t: Tensor, x: Tensor, t_inside: Tensor, x_inside: Tensor, weights: LossWeights) -> LossTerms:
         """Evaluates the loss.
@@ -150,7 +152,7 @@ class FokkerPlanckLoss(nn.Module):
             terms = DensityTerms(*(term.detach() for term in terms))
         f, f_slope = self.drift.derivatives(t_inside[:, None], x_inside, order=1)
         variance = self.diffusion.variance(t_inside[:, None], x_inside)
-        r = residual(terms, (f, f_slope), variance)
+        r = self.less_growth(residual(terms, (f, f_slope), variance), x_inside)
         squared = (influence(terms.log_prob, r) * r.square()).mean()
         loss = loss + weights.residual * squared
         if weights.velocity:
@@ -159,3 +161,7 @@ class FokkerPlanckLoss(nn.Module):
             learned = f - self.drift.known(t_inside[:, None], x_inside)
             loss = loss + weights.drift_energy * learned.square().sum(-1).mean()
         return LossTerms(loss, likelihood, squared)
+
+    def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
+        """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""
+        return r if self.growth is None else r - self.growth.source(x)

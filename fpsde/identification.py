@@ -395,5 +395,5 @@ def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float
 def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
     terms = model.density.terms(t, x)
     f, f_slope = model.drift.derivatives(t[:, None], x, order=1)
-    r = residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x))
+    r = model.less_growth(residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x)), x)
     return float((influence(terms.log_prob, r) * r.square()).mean())

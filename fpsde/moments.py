@@ -33,6 +33,7 @@ from fpsde.drift import FREE, AbstractDrift
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
+from fpsde.growth import Growth
 
 __all__ = ["MomentEquations", "by_unknown", "coefficients", "columns_at", "kinds", "path_error", "priors", "solve_moments"]
 
@@ -46,6 +47,8 @@ LARGEST_CHANGE = 0.5
 DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
 # Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
 DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
+# Growth is expected to be slight, a doubling or so in all: what motion explains is motion.
+GROWTH_START, GROWTH_MOST = 0.01, 100.0
 PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
 ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
 
@@ -100,11 +103,12 @@ class MomentEquations:
         snapshots: T tensors of shape (n_j, d).
         generator: draws test functions and points.
         weights: of the points, T tensors of shape (n_j,) and of mean 1; equal if left out.
+        sizes: of the population at these times, if their change is to tell its mean growth.
     """
 
     def __init__(self, model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], generator: torch.Generator,
-                 weights: list[Tensor] | None = None) -> None:
-        self.model, self.times = model, times
+                 weights: list[Tensor] | None = None, sizes: Tensor | None = None) -> None:
+        self.model, self.times, self.sizes = model, times, sizes
         # Of unequal weights, a mean errs as if there were fewer points: (sum w)^2 / sum w^2 of them.
         self.counts = [float(len(x)) if weights is None else float(weights[j].sum() ** 2 / weights[j].square().sum())
                        for j, x in enumerate(snapshots)]
@@ -135,6 +139,9 @@ class MomentEquations:
         self.change = self._change(kept, own)
         parts = [self._transport(interval) for interval in self.intervals]
         self.moved, self.transport = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.growing = torch.cat([self._growing(interval) for interval in self.intervals])
+        if sizes is not None:
+            self._add_sizes(sizes.double().log())
 
     @staticmethod
     def fits(model: FokkerPlanckLoss, n_snapshots: int) -> bool:
@@ -150,13 +157,15 @@ class MomentEquations:
         """
         spreading, spread = self.spreading()
         moved = self.moved + self.transport @ self.model.drift.get_readout().double().flatten()
-        return torch.cat([self.transport, spreading], -1), self.change - moved - spread
+        if self.model.growth is not None:
+            moved = moved + self.growing @ self.model.growth.get_readout().double().flatten()
+        return torch.cat([self.transport, spreading, self.growing], -1), self.change - moved - spread
 
     @torch.no_grad()
     def spreading(self) -> tuple[Tensor, Tensor]:
         """Returns how the noise changes the means: its derivative by its unknowns, (rows, U), and all of it, (rows,)."""
         matrix, spread = zip(*(self._spreading(interval) for interval in self.intervals), strict=True)
-        return torch.cat(matrix), torch.cat(spread)
+        return self._padded(torch.cat(matrix)), self._padded(torch.cat(spread))
 
     def _ends(self, j: int) -> list[tuple[_Interval, Tensor, float, list[int]]]:
         """The intervals that meet at a snapshot: their rows, 1 where it ends them and -1 where it starts them, its node."""
@@ -191,7 +200,16 @@ class MomentEquations:
                     + 0.5 * torch.einsum("mnqd,mnd->mnq", end.tests.seconds, a))[0] for end in ends], -1)
             place = torch.cat([end.place for end in ends])
             values = values - values.mean(0)
+            if self.model.growth is not None:
+                rate = self.model.growth.source(points)[0, :, None].double()
+                shown = [end.tests.values[0] - end.tests.values[0].mean(0) for end in ends]
+                values = values - rate * torch.cat([end.half * v for end, v in zip(ends, shown, strict=True)], -1)
+                values = values - values.mean(0)
             noise[place[:, None], place] += values.T @ values / len(values) / count
+        if self.sizes is not None:
+            # A count is Poisson: the variance of its logarithm is one over it.
+            step = torch.eye(len(self.sizes)).to(noise).diff(dim=0)
+            noise[-len(step):, -len(step):] += step / self.sizes @ step.T
         return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
 
     def sampled(self) -> Iterator[tuple[Tensor, Tensor, float, list[_End]]]:
@@ -212,6 +230,37 @@ class MomentEquations:
             moved = moved + torch.einsum("mnq,m->q", tests.rates, share) + torch.einsum("mnqd,mnd->q", gradients, known)
             transport = transport + torch.einsum("mnqd,dmnp->qdp", gradients, columns_at(drift, t, x))
         return moved, by_unknown(transport, drift)
+
+    def _growing(self, interval: _Interval) -> Tensor:
+        """How growth changes the functions' means, by its unknowns: its covariance with them, (Q, U)."""
+        growth = self.model.growth
+        if growth is None:
+            return self.change.new_zeros(interval.tests.count, 0)
+        growing = torch.zeros(()).to(self.change)
+        for t, x, weight, node, own in interval.samples:
+            values, columns = interval.tests.values(interval.frame, node, x), growth.columns(x.to(t)).double()
+            share = values.new_full((x.shape[1],), 1 / x.shape[1]) if own is None else own / own.sum()
+            values = values - torch.einsum("mnq,n->mq", values, share)[:, None]
+            growing = growing + torch.einsum("mnq,mnp,m,n->qp", values, columns, weight, share)
+        return growing
+
+    def _add_sizes(self, log_sizes: Tensor) -> None:
+        """Adds an equation for every interval: the population's logarithm changes by the integral of its mean rate."""
+        growth = self.model.growth
+        if growth is None:
+            raise ValueError("sizes of the population say something about growth only")
+        rows = []
+        for interval in self.intervals:
+            means = [weight @ growth.columns(x.to(t)).double().mul(1 if own is None else own[:, None]).mean(1)
+                     for t, x, weight, _, own in interval.samples]
+            rows.append(torch.stack(means).sum(0))
+        self.change = torch.cat([self.change, log_sizes.diff()])
+        self.moved, self.transport = self._padded(self.moved), self._padded(self.transport)
+        self.growing = torch.cat([self.growing, torch.stack(rows)])
+
+    def _padded(self, rows: Tensor) -> Tensor:
+        """Adds rows of zeros for the equations of the sizes: drift and noise make nobody."""
+        return torch.cat([rows, rows.new_zeros(len(self.change) - len(rows), *rows.shape[1:])])
 
     def _spreading(self, interval: _Interval) -> tuple[Tensor, Tensor]:
         """How the noise changes the functions' means: its derivative by its unknowns, (Q, U), and the change, (Q,)."""
@@ -287,29 +336,35 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         equations: of all intervals.
         rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
     """
-    drift, diffusion = equations.model.drift, equations.model.diffusion
+    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
     split = drift.get_readout().numel()
+    end = split + diffusion.get_readout().numel()
     levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
+    fields: list[AbstractDrift | AbstractDiffusion | Growth] = [drift, diffusion]
+    if growth is not None:
+        fields.append(growth)
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()
-        values = torch.cat([drift.get_readout().flatten(), diffusion.get_readout().flatten()]).double()
+        values = torch.cat([field.get_readout().flatten() for field in fields]).double()
         # Deviations from a zero drift and from the present level of noise, by group.
         centre = torch.zeros_like(values)
         centre[levels] = values[levels]
         observed = left + matrix @ (values - centre)
         groups = [*priors(matrix[:, :split], kinds(drift)),
-                  *priors(matrix[:, split:], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
+                  *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
+        if growth is not None:
+            groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
         # While the linearisation still moves, rough variances do.
         explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
                             ROUGH_ROUNDS if left_over else FINE_ROUNDS)
         change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
         # The diffusion is linearised: no more than a moderate step at once.
-        largest = change[split:].abs().amax() if len(change) > split else change.new_zeros(())
+        largest = change[split:end].abs().amax() if end > split else change.new_zeros(())
         change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
         if not bool(torch.isfinite(change).all()):
             break
         values = values + change
-        drift.set_readout(values[:split].view_as(drift.get_readout()))
-        diffusion.set_readout(values[split:].view_as(diffusion.get_readout()))
+        for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
+            field.set_readout(part.view_as(field.get_readout()))
     return explained

@@ -173,7 +173,7 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
         bend = density.curvature.reshape(s.shape) + s * s
         columns = torch.cat([drift.columns(clock, x, [s, one]),
                              diffusion.columns(clock, x, [-0.5 * bend, -s, -0.5 * one])], -1)[group].double()
-        r = residual(density, (f, f_slope), variance)
+        r = model.less_growth(residual(density, (f, f_slope), variance), x)
         root = influence(density.log_prob, r).double().sqrt().flatten()
         matrix = columns.transpose(0, 1).flatten(1)
         rows.append(Rows(matrix * root[:, None], r.flatten() * root, weights.residual))
