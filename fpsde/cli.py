@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -28,11 +28,14 @@ from fpsde.evaluation import (
     format_scores,
     leave_one_out,
 )
+from fpsde.reading import read_snapshots, read_start
 from fpsde.sde import SimulationError
-from fpsde.snapshots import SnapshotError, Snapshots, read_snapshots
+from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
 
 __all__ = ["main"]
+
+Read = TypeVar("Read")
 
 DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 
@@ -111,7 +114,8 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
 
 @main.command(help="Simulate trajectories from the points of a file. " + DATA_HELP)
 @click.argument("model")
-@click.option("--start", required=True, help="File with the start points; those of its first time are used.")
+@click.option("--start", required=True, help="File with the start points; those of its first time are used, "
+              "or all if it holds nothing but points.")
 @click.option("--time", help="Column or array with the times in the start file.")
 @click.option("--times", required=True, help="FIRST:LAST:STEP, or times with commas.")
 @click.option("-o", "--output", default="paths.npz", show_default=True, help="npz with times and paths (k, n, d), or csv.")
@@ -124,11 +128,11 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
     with _plain_errors():
         fitted = FokkerPlanckSDE.load(model)
         wanted = _parse_times(times)
-        snapshots = _matching(fitted, start, time)
+        x = _by_names(fitted, start, lambda names: read_start(start, time, names))
+        _check_dim(fitted, start, x.shape[1])
         _check_writable(output)
         if Path(output).suffix.lower() not in (".npz", ".csv"):
             raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
-        x = snapshots.at(snapshots.times[0])
         if paths is not None:
             x = x[np.random.default_rng(seed).choice(len(x), paths, replace=paths > len(x))]
         result = fitted.simulate(x, wanted, time_step=step, random_state=seed,
@@ -254,16 +258,26 @@ def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:
     """Reads data with the model's own columns."""
+    snapshots = _by_names(model, path, lambda names: read_snapshots(path, time, names, weights))
+    _check_dim(model, path, snapshots.dim)
+    return replace(snapshots, names=model.names_)
+
+
+def _by_names(model: FokkerPlanckSDE, path: str, read: Callable[[tuple[str, ...]], Read]) -> Read:
+    if Path(path).suffix.lower() != ".csv":
+        return read(())
     try:
-        snapshots = read_snapshots(path, time, model.names_ if Path(path).suffix.lower() == ".csv" else (), weights)
+        return read(model.names_)
     except SnapshotError:
         if model.names_ != tuple(f"x{i + 1}" for i in range(model.n_features_in_)):
             raise
         # A model of arrays has made up its names: then all columns of the file are meant.
-        snapshots = read_snapshots(path, time, weights=weights)
-    if snapshots.dim != model.n_features_in_:
-        raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
-    return replace(snapshots, names=model.names_)
+        return read(())
+
+
+def _check_dim(model: FokkerPlanckSDE, path: str, dim: int) -> None:
+    if dim != model.n_features_in_:
+        raise SnapshotError(f"{path}: points have {dim} coordinates, the model {model.n_features_in_}")
 
 
 def _parse_times(text: str) -> list[float]:

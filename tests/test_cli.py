@@ -63,6 +63,25 @@ def test_simulate(folder, tmp_path, times, suffix):
         assert len(lines) == 1 + 40 * k
 
 
+@pytest.mark.parametrize("text", ["predator,prey\n1,2\n", "predator,day,prey\n1,0.5,2\n"])
+def test_simulate_from_a_file_of_start_points(text, folder, tmp_path):
+    (tmp_path / "start.csv").write_text(text)
+    result = run("simulate", folder / "m.fpsde", "--start", tmp_path / "start.csv", "--times", "0,1", "-o",
+                 tmp_path / "p.npz", "--paths", 5, "--quiet")
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "p.npz") as file:
+        assert np.array_equal(file["paths"][0], [[2, 1]] * 5)
+
+
+def test_start_points_of_another_kind_are_refused(folder, tmp_path):
+    (tmp_path / "start.csv").write_text("predator,wolf\n1,2\n")
+    arguments = ("simulate", folder / "m.fpsde", "--times", "0,1", "-o", tmp_path / "p.npz", "--start")
+    assert "cannot tell which column" in refused(*arguments, tmp_path / "start.csv")
+    np.savez(tmp_path / "start.npz", np.zeros((4, 3)))
+    assert "3 coordinates, the model 2" in refused(*arguments, tmp_path / "start.npz")
+    assert not (tmp_path / "p.npz").exists()
+
+
 def test_simulate_outside_the_data_warns_in_one_line(folder, tmp_path):
     result = run("simulate", folder / "m.fpsde", "--start", folder / "data.npz", "--times", "0,3", "-o",
                  tmp_path / "p.npz", "--paths", 3, "--quiet")

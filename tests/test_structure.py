@@ -11,7 +11,7 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = {
     0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    1: ["conditioner", "coordinates", "covariance"],
+    1: ["conditioner", "coordinates", "covariance", "reading"],
     2: ["given", "density"],
     3: ["drift"],
     4: ["hollow", "potential"],
