@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from fpsde.checkpoint import ModelFileError, write_atomically
+from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
     DISTANCES,
@@ -48,7 +47,8 @@ def _plain_errors() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError) as error:
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError,
+                torch.OutOfMemoryError) as error:
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(2) from error
 
@@ -103,7 +103,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         **settings: Any) -> None:
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
-        _check_writable(output)
+        check_writable(output)
         settings["positive"] = _places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
@@ -130,7 +130,7 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         wanted = _parse_times(times)
         x = _by_names(fitted, start, lambda names: read_start(start, time, names))
         _check_dim(fitted, start, x.shape[1])
-        _check_writable(output)
+        check_writable(output)
         if Path(output).suffix.lower() not in (".npz", ".csv"):
             raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
         if paths is not None:
@@ -223,7 +223,7 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
         if figure is not None and data is None:
             raise click.UsageError("--figure draws what the data tell: give DATA as well")
         if figure is not None:
-            _check_writable(figure)
+            check_writable(figure)
             if Path(figure).suffix.lower() not in (".png", ".pdf"):
                 raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
         fitted = FokkerPlanckSDE.load(model)
@@ -290,17 +290,6 @@ def _parse_times(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--times must be FIRST:LAST:STEP or increasing numbers with commas, got {text!r}") from None
-
-
-def _check_writable(path: str) -> None:
-    """Finds out before the work, not after it, that the result cannot be written."""
-    target = Path(path)
-    if target.is_dir():
-        raise ModelFileError(f"{path}: cannot be written (it is a folder)")
-    if not target.parent.is_dir():
-        raise ModelFileError(f"{path}: cannot be written (no folder {target.parent})")
-    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise ModelFileError(f"{path}: cannot be written (no permission)")
 
 
 def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tuple[str, ...]) -> None:

@@ -22,7 +22,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import identify
-from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
+from fpsde.model_file import build_parts, check_fitted, check_functions, describe_parts, plain_parameters, reason
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, check_weights
@@ -321,6 +321,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             check_functions(path, header["parts"], functions)
             sde, density = build_parts(header["parts"], tensors, functions)
             fitted = header["fitted"]
+            check_fitted(fitted, density.dim)
             saved = {"drift_prior": None, **fitted["parameters"]}
             saved.update({name: function for name, function in functions.items() if function is not None})
             parameters = {name: saved[name] for name in cls._get_param_names()}
@@ -335,7 +336,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         except ModelFileError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
+            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
         model._set_parts(sde.to(where), density.to(where))
         return model

@@ -108,14 +108,14 @@ def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: 
     header = [name.strip() for name in rows[0][1]] if rows else []
     if len(rows) < 2:
         raise SnapshotError("the file is empty; a header and one row for each point are needed")
+    missing = [name for name in features if name not in header]
+    if missing:
+        raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
     # A column without a name is the row number that pandas writes.
     named = [name for name in header if name] or header
     only_points = time is None and not {*named} & {*TIME_KEYS} and (not features or {*features} >= {*named})
     times = () if may_lack_times and only_points else (_choose(time, header, TIME_KEYS, "column", "--time"),)
     given = () if weights is None else (_choose(weights, header, (), "column", "--weights"),)
-    missing = [name for name in features if name not in header]
-    if missing:
-        raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
     rest = [name for name in header if name not in (*times, *given)]
     names = features or tuple(name for name in rest if name) or tuple(rest)
     if not names:

@@ -76,7 +76,7 @@ def test_simulate_from_a_file_of_start_points(text, folder, tmp_path):
 def test_start_points_of_another_kind_are_refused(folder, tmp_path):
     (tmp_path / "start.csv").write_text("predator,wolf\n1,2\n")
     arguments = ("simulate", folder / "m.fpsde", "--times", "0,1", "-o", tmp_path / "p.npz", "--start")
-    assert "cannot tell which column" in refused(*arguments, tmp_path / "start.csv")
+    assert "no column 'prey'" in refused(*arguments, tmp_path / "start.csv")
     np.savez(tmp_path / "start.npz", np.zeros((4, 3)))
     assert "3 coordinates, the model 2" in refused(*arguments, tmp_path / "start.npz")
     assert not (tmp_path / "p.npz").exists()
@@ -133,6 +133,26 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
     assert "ends in .npz or .csv" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times",
                                              "0,1", "-o", tmp_path / "paths.txt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_names_that_the_system_does_not_take(folder, tmp_path):
+    long = "n" * 300
+    for arguments in (("fit", folder / "data.csv", "-o", tmp_path / long, "--steps", 10**9),
+                      ("fit", folder / "data.csv", "-o", tmp_path / long / "m.fpsde", "--steps", 10**9),
+                      ("fit", tmp_path / f"{long}.csv"), ("info", tmp_path / long),
+                      ("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / long),
+                      ("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times", "0,1", "-o",
+                       tmp_path / f"{long}.npz")):
+        message = refused(*arguments)
+        assert message.count("\n") == 1
+        assert "no such file" in message or "cannot be written" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(device, folder, tmp_path):
+    assert f"device {device!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", device).replace(
+        "device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got ", "device ")
 
 
 def test_bad_models_are_refused(folder, tmp_path):

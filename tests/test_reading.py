@@ -148,7 +148,7 @@ def test_start_points_in_an_npz(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("a,b,hour\n1,2,0\n3,4,1\n", "cannot tell which column to use, name it with --time; there are a, b, hour"),
     ("a,b\n1,2\n3,\n", "column 'b' has missing or infinite values in 1 rows .lines 3."),
-    ("a,c\n1,2\n", "cannot tell which column"),
+    ("a,c\n1,2\n", "no column 'b'; the columns are a, c"),
 ])
 def test_bad_start_points(text, message, csv_file):
     with pytest.raises(SnapshotError, match=message):

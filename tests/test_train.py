@@ -82,11 +82,12 @@ def test_one_thread_is_given_back():
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ValueError, match="device must be"):
-        choose_device("abacus")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU"):
-            choose_device("cuda")
+    for name in ("abacus", "mps", "xpu", "meta", "cpu:0", "cuda:", "cuda:-1", 0):
+        with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got"):
+            choose_device(name)
+    for name in (f"cuda:{torch.cuda.device_count()}", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ValueError, match=r"this torch sees (no|\d+) GPU; use"):
+            choose_device(name)
 
 
 def test_progress_is_plain_lines_without_a_terminal_and_silent_when_asked(monkeypatch, capsys):
