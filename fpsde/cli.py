@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
         scores = evaluate_steps(fitted, snapshots, points or 1000, seed)
         likelihood = fitted.score(snapshots.x, snapshots.t, snapshots.weights)
         if as_json:
-            click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
+            click.echo(_json({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
             return
         for name in DISTANCES:
             click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
@@ -188,7 +189,7 @@ def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_j
         click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
 
     scores = leave_one_out(refit, snapshots, points, (seed,), report)
-    click.echo(json.dumps([score._asdict() for score in scores]) if as_json else format_left_out(scores))
+    click.echo(_json([score._asdict() for score in scores]) if as_json else format_left_out(scores))
 
 
 @main.command(help="Draw density, drift, noise, trajectories, learning curves and marginals. " + DATA_HELP)
@@ -290,6 +291,18 @@ def _parse_times(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--times must be FIRST:LAST:STEP or increasing numbers with commas, got {text!r}") from None
+
+
+def _json(value: Any) -> str:
+    """JSON, which knows no NaN: what is not finite is null."""
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: plain(inner) for name, inner in part.items()}
+        if isinstance(part, list):
+            return [plain(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), allow_nan=False)
 
 
 def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tuple[str, ...]) -> None:

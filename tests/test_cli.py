@@ -99,6 +99,21 @@ def test_evaluate(folder):
     assert all(np.isfinite(step["distances"]["W1"]["model"]) for step in steps)
 
 
+def test_evaluate_writes_json_that_others_read(folder, tmp_path):
+    rows = [row for t in (0, 0.5, 1) for row in zip([t] * 3, *X[t == T][:3].T, strict=True)]
+    (tmp_path / "few.csv").write_text("day,prey,predator\n" + "".join(f"{t},{x},{y}\n" for t, x, y in rows))
+    result = run("evaluate", folder / "m.fpsde", tmp_path / "few.csv", "--json")
+    assert result.exit_code == 0, result.output
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    step = json.loads(result.output, parse_constant=refuse)["steps"][1]
+    assert step["distances"]["energy"]["model"] is None
+    assert step["distances"]["W1"]["midpoint"] is None
+    assert "Warning" not in run("evaluate", folder / "m.fpsde", tmp_path / "few.csv").output
+
+
 def test_plot(folder, tmp_path):
     result = run("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / "figures")
     assert result.exit_code == 0, result.output
