@@ -205,7 +205,6 @@ def plot(model: str, data: str, time: str | None, output: str, seed: int) -> Non
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time)
         try:
-            Path(output).mkdir(parents=True, exist_ok=True)
             written = save_figures(fitted, snapshots, output, seed)
         except OSError as error:
             raise ValueError(f"{output}: cannot be written ({error.strerror or error})") from error
