@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fpsde.identification import IdentificationConfig
+from fpsde.config import IdentificationConfig
 from fpsde.snapshots import SnapshotError, Snapshots
 
 __all__ = ["Setting", "check_positive", "fit_config", "times_of", "to_numpy"]
 
 Array = NDArray[np.float64]
+
+UNEVEN = 1.5
 
 
 class Setting:
@@ -113,7 +116,17 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError("drift='gradient' is a gradient in data units; with `positive` use 'autonomous'")
     if any(positive) and isinstance(diffusion, tuple):
         raise ValueError("known noise of positive coordinates must be a function: diffusion=lambda X, t: 0.3 * X")
+    growth = given["growth"]
+    if growth not in (None, "learned", "counts"):
+        raise ValueError(f"growth must be None, 'learned' or 'counts', got {growth!r}")
+    if growth is not None and drift == "time":
+        raise ValueError("a drift free in time can make up for any growth: with growth use drift='autonomous'")
+    counts = np.array([len(x) for x in data.groups()])
+    if growth is None and counts.max() > UNEVEN * counts.min():
+        warnings.warn(f"the number of points at a time varies from {counts.min()} to {counts.max()}, which is taken to say "
+                      "nothing; where points multiply or die, fit with growth='learned', or growth='counts' if these "
+                      "numbers are the size of the population", UserWarning, stacklevel=3)
     return IdentificationConfig(
         n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
-        positive=positive, conditioner=given["conditioner"], hidden=tuple(given["hidden"]),
+        positive=positive, growth=growth, conditioner=given["conditioner"], hidden=tuple(given["hidden"]),
         steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]))

@@ -85,6 +85,8 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="state, constant, or the known value."),
             click.option("--positive", default="", callback=_all_or_names, metavar="all|NAMES",
                          help="Coordinates above zero by nature, modelled by their logarithm."),
+            click.option("--growth", type=click.Choice(["learned", "counts"]),
+                         help="Learn where points multiply and die; counts: their numbers are the population's size."),
             click.option("--steps", "max_steps", default=2000, show_default=True, help="Training steps."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."))):
         command = option(command)

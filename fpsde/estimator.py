@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,28 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
-from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.base import DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from fpsde.arguments import Setting, check_positive, fit_config, times_of, to_numpy
+from fpsde.arguments import fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.fitted import FittedModel
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import identify
 from fpsde.model_file import build_parts, check_fitted, check_functions, describe_parts, plain_parameters, reason
 from fpsde.progress import Progress
-from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots, check_weights
+from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
 __all__ = ["FokkerPlanckSDE"]
 
 Array = NDArray[np.float64]
-
-CHUNK = 8192
 
 try:
     __version__ = version("fpsde")
@@ -40,7 +36,7 @@ except PackageNotFoundError:
     __version__ = "unknown"
 
 
-class FokkerPlanckSDE(DensityMixin, BaseEstimator):
+class FokkerPlanckSDE(DensityMixin, FittedModel):
     r"""Learns an Ito SDE :math:`dx = f(t, x)\,dt + g(t, x) \odot dW` from unpaired snapshots of a population.
 
     Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
@@ -60,6 +56,9 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
             them: f = prior + learned.
         positive: coordinates that are above zero by nature, all (True) or some by name or place: they are modelled by their
             logarithm, so that no path ever falls to zero. Drift and noise stay those of x itself.
+        growth: "learned" where points multiply and die at a rate that depends on where they are, with an autonomous drift:
+            the shapes of the snapshots tell it up to a constant, and weakly. "counts" if the number of points at each time
+            is in proportion to the size of the population, which tells far more.
         conditioner: of the hollow nets, "leave-one-out" or "masked".
         hidden: widths of the nets' hidden layers.
         max_steps: training steps.
@@ -87,14 +86,16 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
     def __init__(self, n_components: int = 32, *, drift: str = "time",
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
-                 positive: bool | Sequence[str | int] = False, conditioner: str = "leave-one-out",
-                 hidden: Sequence[int] = (64,), max_steps: int = 2000, validation_fraction: float = 0.1,
-                 device: str = "auto", random_state: Any = None, verbose: int = 0) -> None:
+                 positive: bool | Sequence[str | int] = False, growth: str | None = None,
+                 conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
+                 validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
+                 verbose: int = 0) -> None:
         self.n_components = n_components
         self.drift = drift
         self.diffusion = diffusion
         self.drift_prior = drift_prior
         self.positive = positive
+        self.growth = growth
         self.conditioner = conditioner
         self.hidden = hidden
         self.max_steps = max_steps
@@ -140,119 +141,6 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         self.n_iter_ = config.steps
         return self
 
-    @Setting
-    def drift(self, X: ArrayLike, t: ArrayLike) -> Array:
-        """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
-
-        Returns:
-            f, shape (n, d), in data units per time unit.
-        """
-        check_is_fitted(self, "sde_")
-        return self._evaluate(self.sde_.f, X, t)
-
-    @Setting
-    def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:
-        """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
-
-        Returns:
-            g, shape (n, d), in data units per square root of the time unit.
-        """
-        check_is_fitted(self, "sde_")
-        return self._evaluate(self.sde_.g, X, t)
-
-    def potential(self, X: ArrayLike) -> Array:
-        """Evaluates the potential V of a drift learned as f = -grad V, known terms left out.
-
-        Arguments:
-            X: points, shape (n, d).
-
-        Returns:
-            V, shape (n,), up to a constant, in data units squared per time unit.
-
-        Raises:
-            ValueError: unless the model was fitted with drift="gradient".
-        """
-        check_is_fitted(self, "sde_")
-        return self._evaluate(lambda _, y: self.sde_.potential(y), X, 0.0)
-
-    def score_samples(self, X: ArrayLike, t: ArrayLike | None = None) -> Array:
-        """Evaluates log p(x | t) in data units.
-
-        Arguments:
-            X: points, shape (n, d).
-            t: times, shape () or (n,); left out, the density is that of all snapshots pooled.
-
-        Returns:
-            The log-density, shape (n,).
-        """
-        check_is_fitted(self, "sde_")
-        x = self._points(X)
-        if t is None:
-            shares = np.log(self.counts_ / self.counts_.sum())
-            return logsumexp([self.score_samples(X, s) + w for s, w in zip(self.times_, shares, strict=True)], axis=0)
-        t, result = times_of(t, len(x)), np.empty(len(x))
-        with torch.no_grad():
-            # One time at a time in float64: the answer for a point does not depend on the points beside it.
-            for time in np.unique(t):
-                rows = np.flatnonzero(t == time)
-                for part in np.array_split(rows, -(-len(rows) // CHUNK)):
-                    points = torch.as_tensor(x[part], device=self._device)
-                    z = self._coordinates.inside(points)
-                    known = torch.isfinite(z).all(-1)
-                    log_p = self.density_.log_prob(self._dimensionless(time), torch.where(known[:, None], z, 0.0)[None])[0]
-                    log_p = log_p + self._coordinates.log_volume(points)
-                    # A coordinate that is positive has no density at or below zero.
-                    result[part] = torch.where(known, log_p, -torch.inf).cpu().numpy()
-        return result
-
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Returns the mean log-likelihood of points X at times y, over all points by their weights."""
-        values = self.score_samples(X, y)
-        weights = None if sample_weight is None else check_weights(to_numpy(sample_weight), len(values))
-        return float(values.mean() if weights is None else np.average(values, weights=weights))
-
-    def sample(self, n: int, t: float, random_state: Any = None) -> Array:
-        """Draws n points from the density at time t, shape (n, d), in data units."""
-        check_is_fitted(self, "sde_")
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        generator = torch.Generator(device=self._device).manual_seed(seed)
-        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0]
-        return self._coordinates.outside(z).cpu().numpy()
-
-    def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
-                 method: str = "euler", random_state: Any = None, verbose: int | None = None) -> Array:
-        """Simulates trajectories with torchsde.
-
-        Arguments:
-            X0: start points at times[0], shape (n, d).
-            times: increasing times, shape (k,).
-            time_step: largest step in time units, chosen from the model's own rates if left out.
-            method: "euler" or "milstein" in fixed steps, "srk" in adaptive ones.
-            random_state: seed of the noise.
-            verbose: 1 for progress; as in the constructor if left out.
-
-        Returns:
-            The trajectories, shape (k, n, d), in data units.
-
-        Raises:
-            ValueError: if times do not increase or X0 has the wrong number of coordinates.
-            SimulationError: if paths become infinite.
-        """
-        check_is_fitted(self, "sde_")
-        times = np.array(to_numpy(times), dtype=np.float64)
-        if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
-            raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
-        if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
-            raise ValueError(f"time_step must be positive, got {time_step!r}")
-        self._warn_outside(times)
-        x0 = torch.tensor(self._inside(X0), device=self._device)
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
-        silent = (self.verbose if verbose is None else verbose) < 1
-        with Progress("simulating", len(times) - 1, silent=silent) as progress:
-            paths = self.sde_.paths(x0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed, method,
-                                    lambda done, _: progress.update(done))
-        return paths.cpu().numpy()
-
     def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None,
                         sample_weight: ArrayLike | None = None) -> Identifiability:
         """Says how far the snapshots fix noise and drift; printed, it is two sentences.
@@ -281,7 +169,7 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
         snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
         given = data.group_weights()
         weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
-        model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion)
+        model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion, growth=self.sde_.growth)
         with one_thread(self._device):
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
 
@@ -343,43 +231,8 @@ class FokkerPlanckSDE(DensityMixin, BaseEstimator):
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Returns the constructor's arguments by name."""
-        names = {"drift", "diffusion"}
+        names = {"drift", "diffusion", "growth"}
         return {**super().get_params(deep), **{name: vars(self)[name] for name in names}}
-
-    def _set_parts(self, sde: FittedSDE, density: Any) -> None:
-        self.sde_, self.density_ = sde.requires_grad_(False), density.double().requires_grad_(False)
-        self._coordinates = sde.coordinates
-        self._device = sde.coordinates.centre.device
-
-    def _points(self, x: ArrayLike) -> Array:
-        return validate_data(self, to_numpy(x), dtype=np.float64, reset=False)
-
-    def _inside(self, x: ArrayLike) -> Array:
-        """The points, if they lie where the equation holds."""
-        points = self._points(x)
-        check_positive(points, self._coordinates.positive.cpu().numpy(), self.names_)
-        return points
-
-    def _dimensionless(self, time: float) -> torch.Tensor:
-        return self._coordinates.time(torch.tensor([time], dtype=torch.float64, device=self._device))
-
-    @torch.no_grad()
-    def _evaluate(self, function: Any, x: ArrayLike, t: ArrayLike) -> Array:
-        points = torch.tensor(self._inside(x), device=self._device)
-        times = torch.tensor(times_of(t, len(points)), device=self._device)
-        parts = [function(a, b) for a, b in zip(times.split(CHUNK), points.split(CHUNK), strict=True)]
-        return torch.cat(parts).cpu().numpy()
-
-    def _warn_outside(self, times: Array) -> None:
-        first, last = self.sde_.time_range
-        slack = 1e-9 * (last - first)
-        if times[0] >= first - slack and times[-1] <= last + slack:
-            return
-        how = ("this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data "
-               "were" if self.sde_.autonomous else
-               "drift and diffusion are held at their value at the nearest time of the data")
-        warnings.warn(f"simulating from {times[0]:g} to {times[-1]:g}, outside the data's times {first:g} to {last:g}: "
-                      f"{how}", UserWarning, stacklevel=3)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -40,7 +40,7 @@ LEFT_OUT_PREDICTIONS = ("model", "roll-out", "density", "floor", "carry-forward"
 class Model(Protocol):
     """What an evaluation needs of a model."""
 
-    def simulate(self, X0: Array, times: list[float], *, random_state: int) -> Array: ...  # noqa: D102
+    def push(self, X0: Array, start: float, end: float, *, random_state: int) -> Array: ...  # noqa: D102
     def sample(self, n: int, t: float, random_state: int) -> Array: ...  # noqa: D102
 
 
@@ -95,7 +95,7 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
         before = groups[j - 1][rng.permutation(len(groups[j - 1]))[:count]]
         start, end = float(times[j - 1]), float(times[j])
         predictions = {
-            "model": model.simulate(before, [start, end], random_state=int(rng.integers(2**31)))[-1],
+            "model": model.push(before, start, end, random_state=int(rng.integers(2**31))),
             "density": model.sample(count, end, random_state=int(rng.integers(2**31))),
             "floor": other, "carry-forward": before}
         if j + 1 < len(times):
@@ -150,8 +150,8 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
             begin = time.monotonic()
             model = fit(rest, seed)
             seconds = time.monotonic() - begin
-            predictions = {"model": model.simulate(before * scale, [previous, now], random_state=seed)[-1],
-                           "roll-out": model.simulate(first * scale, [start, now], random_state=seed)[-1],
+            predictions = {"model": model.push(before * scale, previous, now, random_state=seed),
+                           "roll-out": model.push(first * scale, start, now, random_state=seed),
                            "density": model.sample(len(observed), now, random_state=seed)}
             distances = {name: wasserstein(x / scale, observed) for name, x in predictions.items()}
             scores.append(LeftOutScore(now, seed, len(observed), seconds, distances | baselines))

@@ -162,6 +162,11 @@ class FokkerPlanckLoss(nn.Module):
             loss = loss + weights.drift_energy * learned.square().sum(-1).mean()
         return LossTerms(loss, likelihood, squared)
 
+    def nets(self) -> list[AbstractDrift | AbstractDiffusion | Growth]:
+        """Returns what is learned beside the density."""
+        learned: list[AbstractDrift | AbstractDiffusion | Growth] = [self.drift, self.diffusion]
+        return learned if self.growth is None else [*learned, self.growth]
+
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
         """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""
         return r if self.growth is None else r - self.growth.source(x)

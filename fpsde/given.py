@@ -23,6 +23,7 @@ __all__ = ["Function", "GivenField", "check_function", "given_fields"]
 Function = Callable[[Tensor, Tensor], Tensor]
 """f(X, t) in data units: float64 points X of shape (n, d) and times t of shape (n,) to values of shape (n, d)."""
 
+# The power of the unit of time that the values divide by.
 POWERS = {"drift_prior": 1.0, "diffusion": 0.5}
 DIFFERENTIATED = 64
 
@@ -33,13 +34,13 @@ class GivenField(nn.Module):
     Arguments:
         function: of points and times, made of torch operations.
         coordinates: the way to data units.
-        power: of the time unit by which the values divide: 1 for a drift, 1/2 for a diffusion.
+        name: the argument that it was given as, "drift_prior" or "diffusion".
     """
 
-    def __init__(self, function: Function, coordinates: Coordinates, power: float) -> None:
+    def __init__(self, function: Function, coordinates: Coordinates, name: str) -> None:
         super().__init__()
         # A file has the units already, as those of the SDE.
-        self._held, self.power = _Held(function, coordinates), power
+        self._held, self.name = _Held(function, coordinates), name
 
     @property
     def units(self) -> Coordinates:
@@ -47,12 +48,28 @@ class GivenField(nn.Module):
         return self._held.coordinates
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Returns the values, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
+        """Evaluates the function.
+
+        Arguments:
+            t: dimensionless times, any shape that broadcasts with x.shape[:-1].
+            x: dimensionless points, shape (..., d).
+
+        Returns:
+            The values, shape (..., d), dimensionless.
+
+        Raises:
+            ValueError: if they are not finite at finite points; it names the argument and the place.
+        """
         tau = torch.as_tensor(t, device=x.device).expand(x.shape[:-1]).reshape(-1).double()
-        z = x.reshape(-1, x.shape[-1]).double()
-        points = self.units.outside(z)
-        values = self._held.function(points, self.units.clock[0] + self.units.clock[1] * tau)
-        return self.units.field(points, values, self.power).to(x.dtype).reshape(x.shape)
+        points = self.units.outside(x.reshape(-1, x.shape[-1]))
+        times = self.units.clock[0] + self.units.clock[1] * tau
+        values = self._held.function(points, times)
+        bad = (torch.isfinite(points) & ~torch.isfinite(values)).any(-1)
+        if bool(bad.any()):
+            place, time = points[bad][0].tolist(), float(times[bad][0])
+            raise ValueError(f"{self.name}(X, t) must be finite beside the data too, wherever the density or a path leads; "
+                             f"it is not at X = {place}, t = {time:g}")
+        return self.units.field(points, values, POWERS[self.name]).to(x.dtype).reshape(x.shape)
 
     def derivatives(self, t: Tensor, x: Tensor, order: int) -> tuple[Tensor, ...]:
         """Returns the values and their dimension-wise derivatives up to an order, each of shape (..., d)."""
@@ -63,20 +80,6 @@ class GivenField(nn.Module):
             for _ in range(order):
                 results.append(_diagonal(results[-1], points))
         return tuple(results) if keep else tuple(r.detach() for r in results)
-
-    @torch.no_grad()
-    def check(self, name: str, t: Tensor, x: Tensor) -> None:
-        """Checks that the values are finite at times t of shape (M,) and dimensionless points x of shape (M, N, d).
-
-        Raises:
-            ValueError: if not; it names the argument and the place.
-        """
-        bad = (~torch.isfinite(self(t[:, None], x))).any(-1).nonzero()
-        if len(bad):
-            m, n = bad[0]
-            place, time = self.units.outside(x[m, n]).tolist(), self.units.start + self.units.span * float(t[m])
-            raise ValueError(f"{name}(X, t) must be finite between and around the points of the data too, where the "
-                             f"density path leads; it is not at X = {place}, t = {time:g}")
 
 
 class _Held:
@@ -91,8 +94,8 @@ class _Held:
 
 def given_fields(arguments: Mapping[str, Any], coordinates: Coordinates) -> dict[str, GivenField]:
     """Returns the fields of those arguments "drift_prior" and "diffusion" that are functions, by name."""
-    return {name: GivenField(arguments[name], coordinates, power) for name, power in POWERS.items()
-            if callable(arguments[name])}
+    return {name: GivenField(function, coordinates, name) for name, function in arguments.items()
+            if callable(function)}
 
 
 def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive: bool = False) -> None:

@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fpsde.drift import COUPLED, FREE, LINEAR
 
-__all__ = ["Growth"]
+__all__ = ["Growth", "multiplied"]
 
 BEND = 0.5
 
@@ -60,6 +62,10 @@ class Growth(nn.Module):
         rate = self(x)
         return rate - rate.mean(1, keepdim=True)
 
+    def readout_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that the rate is linear in."""
+        return [self.readout]
+
     def get_readout(self) -> Tensor:
         """Returns the readout, shape (1, P)."""
         return self.readout.detach()[None].clone()
@@ -73,3 +79,17 @@ class Growth(nn.Module):
         """Returns the kind of each entry of the readout, shape (P,), as a drift does."""
         kinds = torch.tensor([COUPLED, LINEAR, FREE], device=self.readout.device)
         return kinds.repeat_interleave(torch.tensor([self.n_features, self.dim, 1], device=kinds.device))
+
+
+def multiplied(points: NDArray[np.float64], log_sizes: NDArray[np.float64],
+               rng: np.random.RandomState) -> NDArray[np.float64]:
+    """Draws as many points again as there are, each in proportion to its progeny, by systematic resampling.
+
+    Arguments:
+        points: shape (n, d).
+        log_sizes: logarithm of the progeny of each, shape (n,).
+        rng: the one draw that it takes.
+    """
+    shares = np.exp(log_sizes - log_sizes.max()).cumsum()
+    places = (np.arange(len(points)) + rng.random_sample()) / len(points)
+    return points[np.searchsorted(shares / shares[-1], places)]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,22 +23,24 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.batches import SnapshotBatches
+from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
-from fpsde.given import Function, GivenField, check_function, given_fields
+from fpsde.given import GivenField, check_function, given_fields
+from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations, solve_moments
 from fpsde.potential import GradientDrift
-from fpsde.projection import ReadoutSolver, Ridge
+from fpsde.projection import ReadoutSolver
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, TrainConfig, train
 
-__all__ = ["Identification", "IdentificationConfig", "identify"]
+__all__ = ["Identification", "identify"]
 
 PATH_SHARE = 0.4
 PATH_TIMES = 8
@@ -47,56 +48,6 @@ PATH_TIMES = 8
 PATH_COMPONENTS = 16
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-
-
-@dataclass(frozen=True)
-class IdentificationConfig:
-    """How to fit; all weights and sizes are dimensionless.
-
-    Attributes:
-        n_components: components of the mixture path.
-        drift: "time", "autonomous" or "gradient".
-        drift_prior: known terms of the drift, a function in data units.
-        diffusion: "state", "constant", or known: values, shape (d,), in data units per square root of time, or a function.
-        positive: which coordinates are taken by their logarithm; none if empty.
-        conditioner: "leave-one-out" or "masked".
-        hidden: widths of the hidden layers of both nets.
-        activation: of both nets.
-        steps: training steps in all.
-        net_share: share of the steps that train the nets of a drift free in time.
-        residual_weights: weight of the residual when it enters and from half-way on; small, for the path must stay with the
-            data where drift and noise are rough.
-        net_residual: weight of the residual for a drift free in time.
-        path_energy: weight of the path's kinetic energy for a drift free in time; 0.01 draws the path away from the
-            snapshots themselves.
-        drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
-        ridge: weights of the squared readouts.
-        points: snapshot points in a step, over all times.
-        collocation: times and points at each time where the residual is evaluated in a step.
-        solve: whether the readouts are solved for; otherwise, and in several hundred dimensions, they are descended.
-        held_out: share of each snapshot kept for monitoring.
-    """
-
-    n_components: int = 32
-    drift: str = "time"
-    drift_prior: Function | None = None
-    diffusion: str | tuple[float, ...] | Function = "state"
-    positive: tuple[bool, ...] = ()
-    conditioner: str = "leave-one-out"
-    hidden: tuple[int, ...] = (64,)
-    activation: str = "tanh"
-    steps: int = 2000
-    net_share: float = 0.2
-    residual_weights: tuple[float, float] = (0.003, 0.03)
-    net_residual: float = 0.03
-    path_energy: float = 1e-3
-    drift_energy: float = 1e-2
-    ridge: Ridge = Ridge()
-    points: int = 2048
-    collocation: tuple[int, int] = (32, 64)
-    learning_rate: float = 2e-2
-    solve: bool = True
-    held_out: float = 0.1
 
 
 class Identification(NamedTuple):
@@ -122,12 +73,10 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     fit = _Fit(data, config, seed, device, report)
     if config.drift == "time":
         fit.train_paths(1 - config.net_share)
-        fit.check_given()
         fit.train_nets()
         fit.polish()
     else:
         fit.train_path(PATH_SHARE)
-        fit.check_given()
         if config.solve and MomentEquations.fits(fit.model, len(data.times)):
             fit.solve_nets(rounds=8)
             fit.refine_path(0.5)
@@ -162,7 +111,11 @@ class _Fit:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drift, diffusion = self._nets(data.dim)
-        self.model = FokkerPlanckLoss(self.density, drift, diffusion, guides_density=config.drift != "time").to(device)
+            growth = Growth(data.dim) if config.growth is not None else None
+        self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
+        # Counts of all points, those held out too: what was measured is what grew.
+        counts = torch.tensor([len(x) for x in data.groups()], dtype=torch.float64, device=device)
+        self.sizes = counts if config.growth == "counts" else None
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done = 0
@@ -188,11 +141,6 @@ class _Fit:
             if callable(function):
                 check_function(name, function, x, t, positive=name == "diffusion")
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
-
-    def check_given(self) -> None:
-        """Finds out whether known functions are finite wherever the density path leads, and not only at the data."""
-        for name, field in self.given.items():
-            field.check(name, *self._collocation(64, 256))
 
     def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
         c = self.config
@@ -254,11 +202,11 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights)
+        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
         explained = solve_moments(equations, rounds)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
-        for net in (self.model.drift, self.model.diffusion):
+        for net in self.model.nets():
             net.requires_grad_(False)
 
     def refine_path(self, share: float) -> None:
@@ -327,7 +275,7 @@ class _Fit:
     @torch.no_grad()
     def result(self) -> Identification:
         """Wraps the fitted parts in data units."""
-        sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates).to(self.device)
+        sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates, self.model.growth).to(self.device)
         t, x = self._collocation(32, 128)
         sde.choose_time_step(t, x)
         self.summary["residual"] = _mean_squared_residual(self.model, t, x)
@@ -336,7 +284,7 @@ class _Fit:
         return Identification(self.model, sde, self.history, self.summary)
 
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        nets = self.model.drift, self.model.diffusion
+        nets = self.model.nets()
         readouts = [p for net in nets for p in net.readout_parameters()]
         known = {id(p) for p in readouts}
         return [p for net in nets for p in net.parameters() if id(p) not in known], readouts

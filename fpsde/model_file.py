@@ -21,6 +21,7 @@ from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.given import Function, GivenField, given_fields
+from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
@@ -41,6 +42,7 @@ def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[s
                                StateDiffusion: "state"}[type(diffusion)]},
         "functions": ["drift_prior"] * isinstance(sde.drift, PriorDrift)
         + ["diffusion"] * isinstance(diffusion, FunctionDiffusion),
+        "growth": None if sde.growth is None else sde.growth.settings,
         "density": {"constant_weights": density.constant_weights},
     }
     if isinstance(diffusion, StateDiffusion):
@@ -81,12 +83,14 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     with torch.device("meta"):
         drift = _build_drift(header, given.get("drift_prior"))
         diffusion = _build_diffusion(header["diffusion"], units.dim, given.get("diffusion"))
-    sde = FittedSDE(drift, diffusion, units)
+        growth = None if header.get("growth") is None else Growth(**header["growth"])
+    sde = FittedSDE(drift, diffusion, units, growth)
     _fill(sde, tensors, "sde.")
     if not (units.span > 0 and bool((units.scale > 0).all()) and float(sde.time_step) > 0):
         raise ValueError("the scaling is not usable")
-    if len({tensor.dtype for part in (drift, diffusion) for tensor in part.state_dict().values()}) > 1:
-        raise ValueError("drift and diffusion differ in precision")
+    nets = [part for part in (drift, diffusion, growth) if part is not None]
+    if len({tensor.dtype for net in nets for tensor in net.state_dict().values()}) > 1:
+        raise ValueError("drift, diffusion and growth differ in precision")
 
     inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
     factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
@@ -96,8 +100,8 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
-    if density.dim != drift.dim or units.dim != drift.dim:
-        raise ValueError("drift and density differ in dimension")
+    if {density.dim, units.dim} != {drift.dim} or (growth is not None and growth.dim != drift.dim):
+        raise ValueError("drift, growth and density differ in dimension")
     _try_out(density)
     return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
 

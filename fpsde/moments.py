@@ -33,7 +33,6 @@ from fpsde.drift import FREE, AbstractDrift
 from fpsde.evidence import Component, Explained, explain
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
-from fpsde.growth import Growth
 
 __all__ = ["MomentEquations", "by_unknown", "coefficients", "columns_at", "kinds", "path_error", "priors", "solve_moments"]
 
@@ -340,9 +339,7 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
     split = drift.get_readout().numel()
     end = split + diffusion.get_readout().numel()
     levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
-    fields: list[AbstractDrift | AbstractDiffusion | Growth] = [drift, diffusion]
-    if growth is not None:
-        fields.append(growth)
+    fields = equations.model.nets()
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()

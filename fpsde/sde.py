@@ -19,6 +19,7 @@ from torchsde import BaseBrownian, BrownianInterval, sdeint
 from fpsde.coordinates import Coordinates
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
+from fpsde.growth import Growth
 from fpsde.potential import learned_potential
 
 __all__ = ["FittedSDE", "FreshIncrements", "SimulationError", "simulate"]
@@ -37,15 +38,17 @@ class FittedSDE(nn.Module):
         drift: the dimensionless drift.
         diffusion: the dimensionless diffusion.
         coordinates: the way to data units.
+        growth: the dimensionless rate at which points multiply, if they do; no path divides or ends for it.
     """
 
     noise_type = "diagonal"
     sde_type = "ito"
     time_step: Tensor
 
-    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, coordinates: Coordinates) -> None:
+    def __init__(self, drift: AbstractDrift, diffusion: AbstractDiffusion, coordinates: Coordinates,
+                 growth: Growth | None = None) -> None:
         super().__init__()
-        self.drift, self.diffusion, self.coordinates = drift, diffusion, coordinates
+        self.drift, self.diffusion, self.coordinates, self.growth = drift, diffusion, coordinates, growth
         self.register_buffer("time_step", coordinates.clock[1] / 200)
 
     @property
@@ -86,6 +89,16 @@ class FittedSDE(nn.Module):
         unit = learned.metric[0] * self.coordinates.scale[0].square() / self.coordinates.clock[1]
         z = self.coordinates.inside(y).to(learned.metric)
         return (learned.potential(z) * unit).to(y)
+
+    def rate(self, t: Tensor, y: Tensor) -> Tensor:
+        """Growth rate at points y, shape (n, d): shape (n,), per time unit.
+
+        Raises:
+            ValueError: if no growth was learned.
+        """
+        if self.growth is None:
+            raise ValueError("no growth was learned: fit with growth='learned' or growth='counts'")
+        return (self.growth(self.coordinates.inside(y).to(self.growth.readout)) / self.coordinates.clock[1]).to(y)
 
     def dimensionless(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion at times in data units and dimensionless points z, shape (n, d), in dimensionless units."""

@@ -126,3 +126,24 @@ def rotating_snapshots(n: int, times: np.ndarray, seed: int = 0) -> tuple[np.nda
 
 ROTATION = np.array([[-0.6, 1.5], [-1.5, -0.6]])
 ROTATION_NOISE = np.array([0.5, 0.7])
+
+
+def double_well_potential(x: np.ndarray) -> np.ndarray:
+    """V of a 2-D double well whose coordinates are coupled, shape (n,)."""
+    return x[:, 0] ** 4 / 4 - x[:, 0] ** 2 / 2 + x[:, 1] ** 2 / 2 + 0.4 * x[:, 0] * x[:, 1]
+
+
+def double_well_force(x: np.ndarray) -> np.ndarray:
+    """Minus its gradient, shape (n, 2)."""
+    return np.stack([x[:, 0] - x[:, 0] ** 3 - 0.4 * x[:, 1], -x[:, 1] - 0.4 * x[:, 0]], 1)
+
+
+def double_well_snapshots(n: int, times: np.ndarray, noise: float = 0.6, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unpaired draws from dx = -grad V dt + noise dW, from a narrow cloud near the ridge."""
+    rng, step, groups = np.random.default_rng(seed), 0.005, []
+    for time in times:
+        x = np.array([0.2, 0.8]) + 0.3 * rng.standard_normal((n, 2))
+        for _ in range(round(time / step)):
+            x = x + double_well_force(x) * step + noise * math.sqrt(step) * rng.standard_normal((n, 2))
+        groups.append(x)
+    return np.concatenate(groups), np.repeat(times, n)

@@ -46,6 +46,14 @@ def test_info(folder):
     assert "an assumption" in result.output
 
 
+def test_a_drift_that_is_a_gradient(folder, tmp_path):
+    result = run("fit", folder / "data.csv", "--drift", "gradient", "-o", tmp_path / "m.fpsde", "--steps", 10, "--components", 2,
+                 "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "drift gradient, diffusion state: the drift goes down a potential, an assumption" in result.output
+    assert "gradient by assumption" in run("info", tmp_path / "m.fpsde", folder / "data.csv").output
+
+
 @pytest.mark.parametrize("times", ["0:1:0.25", "0,0.5,1"])
 @pytest.mark.parametrize("suffix", ["npz", "csv"])
 def test_simulate(folder, tmp_path, times, suffix):

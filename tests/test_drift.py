@@ -28,7 +28,7 @@ def randomised(drift):
 
 
 def build(kind):
-    prior = GivenField(turning, Coordinates(CENTRE, SCALE, CLOCK), 1.0)
+    prior = GivenField(turning, Coordinates(CENTRE, SCALE, CLOCK), "drift_prior")
     metric = torch.tensor([0.3, 4.0, 1.0])
     return randomised({
         "hollow": lambda: HollowNet(DIM, hidden=(6,), time=True), "gradient": lambda: GradientDrift(DIM, 10, metric),
@@ -98,7 +98,7 @@ def test_readouts_penalties_and_kinds_go_together(drift):
 def test_residual_vanishes_for_an_exact_pair_with_part_of_the_drift_known():
     problem = ornstein_uhlenbeck()
     turn = torch.tensor([[0.0, 1.3, 0.2], [-1.3, 0.0, -0.4], [0.1, 0.3, 0.0]], dtype=torch.float64)
-    one = GivenField(lambda x, t: x @ turn.T, Coordinates(torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1.0])), 1.0)
+    one = GivenField(lambda x, t: x @ turn.T, Coordinates(torch.zeros(3), torch.ones(3), torch.tensor([0.0, 1.0])), "drift_prior")
     net = HollowNet(3, hidden=(4,), time=False, random_readout=False).double()
     rates = torch.tensor([-0.7, -0.7, -1.1], dtype=torch.float64)
     rest = net.get_readout()

@@ -101,7 +101,7 @@ def weights(name, new):
     (lambda t, h: t.pop("sde.coordinates.scale"), "sde.coordinates.scale is missing"),
     (lambda t, h: t.pop("sde.drift.own"), "sde.drift.own is missing"),
     (weights("sde.drift.own", lambda v: v.half()), "sde.drift.own is of type torch.float16, expected float32 or float64"),
-    (weights("sde.drift.own", lambda v: v.double()), "drift and diffusion differ in precision"),
+    (weights("sde.drift.own", lambda v: v.double()), "differ in precision"),
     (weights("sde.coordinates.scale", lambda v: v.int()), "sde.coordinates.scale is of type torch.int32"),
     (weights("sde.coordinates.scale", lambda v: v > 0), "sde.coordinates.scale is of type torch.bool"),
     (weights("sde.coordinates.scale", lambda v: -v), "the scaling is not usable"),

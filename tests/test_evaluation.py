@@ -15,8 +15,8 @@ class Translation:
     def __init__(self, data):
         self.data = data
 
-    def simulate(self, X0, times, *, random_state):
-        return np.stack([X0 + SPEED * (time - times[0]) for time in times])
+    def push(self, X0, start, end, *, random_state):
+        return X0 + SPEED * (end - start)
 
     def sample(self, n, t, random_state):
         x = self.data.at(self.data.times[0])
@@ -83,8 +83,8 @@ def test_unequal_weights_are_compared_with_by_a_thinned_sample(rng):
     data = Snapshots.of(x, t, weights=(np.abs(x[:, 0]) < 0.5) + 1e-3)
 
     class Narrow:
-        def simulate(self, X0, times, *, random_state):
-            return np.stack([X0] * len(times))
+        def push(self, X0, start, end, *, random_state):
+            return X0
 
         def sample(self, n, t, random_state):
             return np.random.default_rng(random_state).uniform(-0.5, 0.5, (n, 1))

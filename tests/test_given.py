@@ -17,22 +17,22 @@ def bent(x, t):
     return torch.stack([1 + 0.1 * x[:, 0] ** 2 + t, (0.3 * x[:, 0] * x[:, 1]).exp()], -1)
 
 
-def field(power, function=bent):
-    return GivenField(function, Coordinates(CENTRE, SCALE, CLOCK), power)
+def field(name, function=bent):
+    return GivenField(function, Coordinates(CENTRE, SCALE, CLOCK), name)
 
 
 def test_units():
     """dx = f dt + g dW in the units of z and tau: f T / scale and g sqrt(T) / scale."""
     tau, z = torch.rand(6, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     x, t = CENTRE + SCALE * z, 3 + 4 * tau
-    torch.testing.assert_close(field(1.0)(tau, z), bent(x, t) * 4 / SCALE)
-    torch.testing.assert_close(field(0.5)(tau, z), bent(x, t) * 2 / SCALE)
-    torch.testing.assert_close(field(1.0)(torch.tensor(0.5), z[None]), field(1.0)(torch.tensor(0.5).expand(6), z)[None])
-    assert field(1.0)(tau.float(), z.float()).dtype == torch.float32
+    torch.testing.assert_close(field("drift_prior")(tau, z), bent(x, t) * 4 / SCALE)
+    torch.testing.assert_close(field("diffusion")(tau, z), bent(x, t) * 2 / SCALE)
+    torch.testing.assert_close(field("drift_prior")(torch.tensor(0.5), z[None]), field("drift_prior")(torch.tensor(0.5).expand(6), z)[None])
+    assert field("drift_prior")(tau.float(), z.float()).dtype == torch.float32
 
 
 def test_variance_against_dense_autograd(close):
-    diffusion = FunctionDiffusion(field(0.5))
+    diffusion = FunctionDiffusion(field("diffusion"))
     t, x = torch.tensor(0.3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     a, slope, bend = diffusion.variance(t, x)
     for n, point in enumerate(x):
@@ -52,22 +52,23 @@ def test_variance_against_dense_autograd(close):
 def test_constant_and_linear_functions_have_no_further_derivatives():
     t, x = torch.tensor(0.3), torch.randn(6, 2)
     for function, slope in ((lambda x, t: torch.ones_like(x), 0.0), (lambda x, t: 3 * x, 12.0)):
-        results = field(1.0, function).derivatives(t, x, 2)
+        results = field("drift_prior", function).derivatives(t, x, 2)
         assert torch.allclose(results[1], torch.full_like(x, slope))
         assert (results[2] == 0).all()
 
 
 def test_copies_share_the_function_and_a_network_stays_out_of_the_weights():
     network = nn.Linear(2, 2).double()
-    one = field(1.0, lambda x, t: network(x))
-    two = field(1.0, Network(network))
+    one = field("drift_prior", lambda x, t: network(x))
+    two = field("drift_prior", Network(network))
     assert not list(two.parameters())
     assert not two.state_dict()
     z = torch.randn(3, 2)
     for given in (one, two):
         assert torch.equal(copy.deepcopy(given).double()(torch.tensor(0.1), z), given(torch.tensor(0.1), z))
     assert copy.deepcopy(two)._held is two._held
-    assert torch.equal(pickle.loads(pickle.dumps(field(1.0)))(torch.tensor(0.1), z), field(1.0)(torch.tensor(0.1), z))
+    one = field("drift_prior")
+    assert torch.equal(pickle.loads(pickle.dumps(one))(torch.tensor(0.1), z), one(torch.tensor(0.1), z))
 
 
 class Network(nn.Module):
@@ -107,7 +108,8 @@ def test_a_diffusion_must_be_positive():
         check_function("diffusion", lambda x, t: x, x, t, positive=True)
 
 
-def test_values_must_be_finite_along_the_path_too():
-    field(1.0).check("drift_prior", torch.rand(3), torch.randn(3, 4, 2))
-    with pytest.raises(ValueError, match=r"drift_prior.*where the density path leads; it is not at X = \["):
-        field(1.0, lambda x, t: x.log()).check("drift_prior", torch.rand(3), torch.randn(3, 4, 2))
+def test_values_must_be_finite_beside_the_data_too():
+    with pytest.raises(ValueError, match=r"drift_prior.*wherever the density or a path leads; it is not at X = \[-3\.0, -2\.0\], t = 5"):
+        field("drift_prior", lambda x, t: x[:, :1].log() + x)(torch.tensor(0.5), torch.tensor([[1.0, 0.0], [-2.0, 0.0]]))
+    # A path that is lost already is reported by the simulation.
+    assert field("drift_prior")(torch.tensor(0.5), torch.full((1, 2), torch.nan)).isnan().all()

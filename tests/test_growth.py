@@ -6,12 +6,15 @@ Its mean and variance follow m' = -a m + c v and v' = -2 a v + g^2, and the size
 import numpy as np
 import pytest
 import torch
+from problems import ROTATION, ROTATION_NOISE
 
+from fpsde import FokkerPlanckSDE
 from fpsde.density import DensityTerms
 from fpsde.diffusion import ConstantDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, residual
-from fpsde.growth import Growth
+from fpsde.growth import Growth, multiplied
 from fpsde.hollow import HollowNet
+from fpsde.metrics import wasserstein
 from fpsde.mixture import initial_path
 from fpsde.moments import MomentEquations, solve_moments
 
@@ -76,6 +79,78 @@ def test_the_rate_is_found_from_shapes_and_sizes():
     assert ((f + A * x).square().mean() / (A * x).square().mean()).sqrt() < 0.1
     assert g == pytest.approx(G, rel=0.1)
     assert ((rate - C * x[:, 0]).square().mean() / (C * x).square().mean()).sqrt() < 0.1
+
+
+def test_progeny_is_drawn_in_proportion():
+    x = np.arange(4.0)[:, None]
+    drawn = multiplied(np.repeat(x, 1000, 0), np.repeat(np.log([1.0, 2.0, 3.0, 4.0]) + 700, 1000), np.random.RandomState(0))
+    assert np.allclose(np.bincount(drawn[:, 0].astype(int)), [400, 800, 1200, 1600], atol=1)
+
+
+def populations(n, times, rng):
+    """Turning Ornstein-Uhlenbeck points that multiply at a rate tanh(x_1); each snapshot of runs of its own."""
+    groups, sizes = [], []
+    for t in times:
+        x, log_size, steps = rng.normal([2.0, 0.0], 0.6, (20 * n, 2)), np.zeros(20 * n), int(100 * t)
+        for _ in range(steps):
+            log_size += 0.01 * np.tanh(x[:, 0])
+            x = x + 0.01 * x @ ROTATION.T + 0.1 * ROTATION_NOISE * rng.normal(size=x.shape)
+        progeny = np.exp(log_size)
+        sizes.append(progeny.mean())
+        groups.append(x[rng.choice(len(x), round(n * progeny.mean() / 2), p=progeny / progeny.sum())])
+    return np.concatenate(groups), np.repeat(times, [len(x) for x in groups])
+
+
+@pytest.fixture(scope="module")
+def grown():
+    x, t = populations(1200, np.linspace(0, 3, 7), np.random.default_rng(0))
+    fits = {growth: FokkerPlanckSDE(8, drift="autonomous", diffusion="constant", growth=growth, max_steps=150, device="cpu",
+                                    random_state=0) for growth in (None, "learned", "counts")}
+    with pytest.warns(UserWarning, match="number of points at a time varies from .* growth='learned'"):
+        fits[None].fit(x, t)
+    return x, t, {growth: model if growth is None else model.fit(x, t) for growth, model in fits.items()}
+
+
+def relative(value, truth):
+    return np.sqrt(((value - truth) ** 2).sum() / (truth**2).sum())
+
+
+def test_without_growth_the_drift_makes_up_for_it(grown):
+    """Drift errors of 11 % without growth and 6 % with counts when this was written, error of the rate 18 %.
+
+    From shapes alone so few points tell the rate badly.
+    """
+    x, _, fits = grown
+    errors = [relative(fits[growth].drift(x, 0.0), x @ ROTATION.T) for growth in (None, "counts")]
+    assert errors[1] < 0.75 * errors[0]
+    assert relative(fits["counts"].growth(x), np.tanh(x[:, 0])) < 0.4
+    with pytest.raises(ValueError, match="no growth was learned"):
+        fits[None].growth(x)
+
+
+def test_a_population_is_pushed_with_its_progeny(grown):
+    x, t, fits = grown
+    before, after = x[t == 1.0], x[t == 2.0]
+    model = fits["counts"]
+    pushed = model.push(before, 1.0, 2.0, random_state=0)
+    assert pushed.shape == before.shape
+    n = min(len(before), len(after))
+    alone = model.simulate(before, [1.0, 2.0], random_state=0)[-1]
+    assert wasserstein(pushed[:n], after[:n]) < 0.9 * wasserstein(alone[:n], after[:n])
+
+
+def test_growth_is_kept_in_the_file(grown, tmp_path):
+    x, _, fits = grown
+    fits["learned"].save(tmp_path / "m.fpsde")
+    again = FokkerPlanckSDE.load(tmp_path / "m.fpsde", device="cpu")
+    assert np.array_equal(again.growth(x[:9]), fits["learned"].growth(x[:9]))
+    assert "growth" in str(again.get_params())
+
+
+@pytest.mark.parametrize(("options", "message"), [({"growth": "x"}, "growth must be"), ({"growth": "counts"}, "free in time")])
+def test_growth_that_cannot_be_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        FokkerPlanckSDE(2, max_steps=1, device="cpu", **options).fit(np.random.default_rng(0).normal(size=(20, 1)), [0, 1] * 10)
 
 
 def test_sizes_need_growth():

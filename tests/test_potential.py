@@ -62,6 +62,6 @@ def test_it_starts_at_zero_and_refuses_other_dimensions():
 
 def test_what_is_learned_as_a_potential_is_found():
     drift, zero = GradientDrift(2, 8), GivenField(
-        lambda x, t: 0 * x, Coordinates(torch.zeros(2), torch.ones(2), torch.tensor([0.0, 1.0])), 1.0)
+        lambda x, t: 0 * x, Coordinates(torch.zeros(2), torch.ones(2), torch.tensor([0.0, 1.0])), "drift_prior")
     assert learned_potential(drift) is learned_potential(PriorDrift(drift, zero)) is drift
     assert learned_potential(HollowNet(2)) is None

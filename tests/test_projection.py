@@ -5,10 +5,11 @@ from problems import ROTATION, ROTATION_NOISE, rotating_snapshots
 from test_density import build as build_path
 from test_fokker_planck import nets
 
+from fpsde.config import IdentificationConfig
 from fpsde.diffusion import ConstantDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, influence, residual
 from fpsde.hollow import HollowNet
-from fpsde.identification import IdentificationConfig, identify
+from fpsde.identification import identify
 from fpsde.projection import ReadoutSolver, Ridge, strong_rows
 from fpsde.snapshots import Snapshots
 

@@ -9,23 +9,24 @@ import fpsde
 
 PACKAGE = Path(fpsde.__file__).parent
 
-LAYERS = {
-    0: ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    1: ["conditioner", "coordinates", "covariance", "reading"],
-    2: ["given", "density"],
-    3: ["drift"],
-    4: ["hollow", "potential"],
-    5: ["diffusion", "mixture"],
-    6: ["sde", "fokker_planck"],
-    7: ["projection", "moments", "model_file"],
-    8: ["identification", "identifiability"],
-    9: ["arguments"],
-    10: ["estimator"],
-    11: ["evaluation", "plotting"],
-    12: ["cli", "__init__"],
-    13: ["__main__"],
-}
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
+LAYERS = [
+    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
+    ["conditioner", "coordinates", "covariance", "reading"],
+    ["given", "density"],
+    ["drift"],
+    ["growth", "hollow", "potential"],
+    ["diffusion", "mixture"],
+    ["sde", "fokker_planck"],
+    ["projection", "moments", "model_file"],
+    ["config", "identifiability"],
+    ["identification", "arguments"],
+    ["fitted"],
+    ["estimator"],
+    ["evaluation", "plotting"],
+    ["cli", "__init__"],
+    ["__main__"],
+]
+LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 # The figures take an estimator but need it only as a type.
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
