@@ -80,6 +80,9 @@ class TestFunctions:
         # In a unit cloud their angle is to spread by as much in many dimensions as in two: the mean of a wave that turns
         # many times over the cloud is nought, and its error is not.
         self.waves *= math.sqrt(2 / max(dim, 2))
+        if dim <= 2:
+            # Half of them turn twice as fast: a cloud of two narrow parts has detail that its whole width does not show.
+            self.waves[1::2] *= 2
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
         pairs = torch.triu_indices(dim, dim, device=device)
         if pairs.shape[1] > MAX_PRODUCTS:
@@ -124,8 +127,8 @@ class TestFunctions:
 
 
 def _how_many_waves(dim: int) -> int:
-    """Ten a coordinate; with many products there is no room for them: each further equation brings sampling error."""
-    return min(WAVES * dim, MAX_WAVES - min(dim * (dim + 1) // 2, MAX_PRODUCTS))
+    """Ten a coordinate, or twenty; with many products there is no room: each further equation brings sampling error."""
+    return min(WAVES * max(dim, 2), MAX_WAVES - min(dim * (dim + 1) // 2, MAX_PRODUCTS))
 
 
 def lobatto(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,9 +35,10 @@ from fpsde.drift import FREE, LINEAR
 from fpsde.evidence import explain
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
-from fpsde.moments import MomentEquations, by_unknown, coefficients, columns_at, kinds, path_error, priors
+from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.projection import ReadoutSolver, Ridge
+from fpsde.readouts import coefficients, path_error, priors
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
 

@@ -33,9 +33,10 @@ from fpsde.given import GivenField, check_function, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import averaged, initial_path
-from fpsde.moments import MomentEquations, solve_moments
+from fpsde.moments import MomentEquations
 from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver
+from fpsde.readouts import solve_moments
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, TrainConfig, train

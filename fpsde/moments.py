@@ -29,27 +29,16 @@ import torch
 from torch import Tensor
 
 from fpsde.diffusion import AbstractDiffusion
-from fpsde.drift import FREE, AbstractDrift
-from fpsde.evidence import Component, Explained, explain
+from fpsde.drift import AbstractDrift
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
 
-__all__ = ["MomentEquations", "by_unknown", "coefficients", "columns_at", "kinds", "path_error", "priors", "solve_moments"]
+__all__ = ["MomentEquations", "by_unknown", "columns_at", "kinds"]
 
 POINTS = 1024
 MOST_POINTS = 16384
 MAX_ELEMENTS = 2**26
 LEAST_NOISE = 0.01
-LARGEST_CHANGE = 0.5
-
-# Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
-DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
-# Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
-DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
-# Growth is expected to be slight, a doubling or so in all: what motion explains is motion.
-GROWTH_START, GROWTH_MOST = 0.01, 100.0
-PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
-ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
 
 
 class _Block(NamedTuple):
@@ -188,28 +177,56 @@ class MomentEquations:
 
         A snapshot enters by its means and by the correction of the path.
         """
-        drift, diffusion = self.model.drift, self.model.diffusion
         noise = torch.zeros(len(self.change), len(self.change), dtype=torch.float64, device=self.times.device)
         for clock, x, count, ends in self.sampled():
-            points = x.to(clock)
-            f, a = drift(clock, points).double(), diffusion(clock, points).double().square()
-            values = torch.cat([
-                end.sign * end.tests.values[0] - end.half * (
-                    end.tests.rates + torch.einsum("mnqd,mnd->mnq", end.tests.gradients, f)
-                    + 0.5 * torch.einsum("mnqd,mnd->mnq", end.tests.seconds, a))[0] for end in ends], -1)
-            place = torch.cat([end.place for end in ends])
-            values = values - values.mean(0)
-            if self.model.growth is not None:
-                rate = self.model.growth.source(points)[0, :, None].double()
-                shown = [end.tests.values[0] - end.tests.values[0].mean(0) for end in ends]
-                values = values - rate * torch.cat([end.half * v for end, v in zip(ends, shown, strict=True)], -1)
-                values = values - values.mean(0)
+            values, place = self._error(clock, x, ends), torch.cat([end.place for end in ends])
             noise[place[:, None], place] += values.T @ values / len(values) / count
         if self.sizes is not None:
             # A count is Poisson: the variance of its logarithm is one over it.
             step = torch.eye(len(self.sizes)).to(noise).diff(dim=0)
             noise[-len(step):, -len(step):] += step / self.sizes @ step.T
         return noise + torch.diag(LEAST_NOISE * noise.diagonal() + 1e-14)
+
+    @torch.no_grad()
+    def chance(self, inverse: Tensor) -> Tensor:
+        """The mean of the score of least squares at the truth, which is not zero: E[dA^T C^-1 de], shape (U,).
+
+        The same points err in the matrix A and in the equations' error e. Left in, this draws all that is solved for
+        towards zero (errors in the variables).
+
+        Arguments:
+            inverse: C^-1, shape (rows, rows).
+        """
+        drift, diffusion, growth = self.model.drift, self.model.diffusion, self.model.growth
+        total = self.change.new_zeros(())
+        for clock, x, count, ends in self.sampled():
+            place = torch.cat([end.place for end in ends])
+            dual = self._error(clock, x, ends) @ inverse[place[:, None], place] / len(x[0]) / count
+            duals = dual.split([len(end.place) for end in ends], -1)
+            parts = []
+            for field, name, factor in ((drift, "gradients", 1.0), (diffusion, "seconds", 0.5)):
+                seen = torch.stack([factor * end.half * torch.einsum("nqd,nq->nd", getattr(end.tests, name)[0], u)
+                                    for end, u in zip(ends, duals, strict=True)]).sum(0)
+                parts.append(by_unknown(torch.einsum("nd,dnp->dp", seen, columns_at(field, clock[0], x)[:, 0]), field))
+            if growth is not None:
+                seen = torch.stack([end.half * (_centred(end.tests.values[0]) * u).sum(-1)
+                                    for end, u in zip(ends, duals, strict=True)]).sum(0)
+                parts.append(seen @ _centred(growth.columns(x[0].to(clock)).double()))
+            total = total + torch.cat(parts)
+        return total
+
+    def _error(self, clock: Tensor, x: Tensor, ends: list[_End]) -> Tensor:
+        """What a point adds to the error of the equations that its snapshot enters, shape (N, rows)."""
+        points, growth = x.to(clock), self.model.growth
+        f, a = self.model.drift(clock, points).double(), self.model.diffusion(clock, points).double().square()
+        parts = []
+        for sign, half, tests in ((end.sign, end.half, end.tests) for end in ends):
+            moved = (tests.rates + torch.einsum("mnqd,mnd->mnq", tests.gradients, f)
+                     + 0.5 * torch.einsum("mnqd,mnd->mnq", tests.seconds, a))[0]
+            if growth is not None:
+                moved = moved + growth.source(points)[0, :, None].double() * _centred(tests.values[0])
+            parts.append(sign * tests.values[0] - half * moved)
+        return _centred(torch.cat(parts, -1))
 
     def sampled(self) -> Iterator[tuple[Tensor, Tensor, float, list[_End]]]:
         """For every snapshot its time (1, 1), points of its law (1, N, d), how many its own are worth, its equations."""
@@ -273,6 +290,10 @@ class MomentEquations:
         return by_unknown(matrix, diffusion), spread
 
 
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(0)
+
+
 def columns_at(field: AbstractDrift | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
     """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
     points = x.to(t)
@@ -288,80 +309,3 @@ def by_unknown(derivative: Tensor, field: AbstractDrift | AbstractDiffusion) -> 
 def kinds(field: AbstractDrift | AbstractDiffusion) -> Tensor:
     """Returns the kind of each unknown of a field, shape (U,)."""
     return field.groups().repeat(len(field.get_readout()))
-
-
-def path_error(noise: Tensor) -> Component:
-    """Returns what the path gets wrong between the snapshots, as a multiple of the sampling error."""
-    return Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
-
-
-def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: float = DRIFT_MOST,
-           first: int = 0) -> list[tuple[Tensor, Component]]:
-    """Groups unknowns of one kind, those of a drift unless told otherwise.
-
-    Arguments:
-        matrix: derivative of the equations by the unknowns, shape (rows, U).
-        labels: the kind of each unknown, shape (U,).
-        start: variance where the search starts.
-        most: largest variance.
-        first: place of the first unknown.
-
-    Returns:
-        The places of each group and its prior.
-    """
-    groups = []
-    for kind in labels.unique().tolist():
-        places = (labels == kind).nonzero()[:, 0]
-        part = matrix[:, places]
-        # A level is not shrunk: it is as free as UNKNOWN lets it be.
-        around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (start, most, 0.0)
-        groups.append((first + places, Component(part @ part.T, *around)))
-    return groups
-
-
-def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
-    """Returns the unknowns that the evidence's dual stands for, shape (U,); those in no group are zero."""
-    values = torch.zeros(matrix.shape[1:]).to(matrix)
-    for (places, _), variance in zip(groups, variances, strict=True):
-        values[places] = variance * (dual @ matrix[:, places])
-    return values
-
-
-@torch.no_grad()
-def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
-    """Solves the moment equations for the readouts of drift and diffusion, and sets them.
-
-    Arguments:
-        equations: of all intervals.
-        rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
-    """
-    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
-    split = drift.get_readout().numel()
-    end = split + diffusion.get_readout().numel()
-    levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
-    fields = equations.model.nets()
-    for left_over in range(rounds - 1, -1, -1):
-        noise = equations.noise()
-        matrix, left = equations.linearise()
-        values = torch.cat([field.get_readout().flatten() for field in fields]).double()
-        # Deviations from a zero drift and from the present level of noise, by group.
-        centre = torch.zeros_like(values)
-        centre[levels] = values[levels]
-        observed = left + matrix @ (values - centre)
-        groups = [*priors(matrix[:, :split], kinds(drift)),
-                  *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
-        if growth is not None:
-            groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
-        # While the linearisation still moves, rough variances do.
-        explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
-                            ROUGH_ROUNDS if left_over else FINE_ROUNDS)
-        change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
-        # The diffusion is linearised: no more than a moderate step at once.
-        largest = change[split:end].abs().amax() if end > split else change.new_zeros(())
-        change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
-        if not bool(torch.isfinite(change).all()):
-            break
-        values = values + change
-        for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
-            field.set_readout(part.view_as(field.get_readout()))
-    return explained

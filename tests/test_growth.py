@@ -16,7 +16,8 @@ from fpsde.growth import Growth, multiplied
 from fpsde.hollow import HollowNet
 from fpsde.metrics import wasserstein
 from fpsde.mixture import initial_path
-from fpsde.moments import MomentEquations, solve_moments
+from fpsde.moments import MomentEquations
+from fpsde.readouts import solve_moments
 
 A, G, C = 0.7, 0.8, 0.9
 

@@ -12,7 +12,8 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
-from fpsde.moments import MomentEquations, solve_moments
+from fpsde.moments import MomentEquations
+from fpsde.readouts import solve_moments
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -1,0 +1,123 @@
+r"""The moment equations solved for the readouts of drift, diffusion and growth.
+
+They are linear regression with known covariance of the error, in which the matrix itself errs: its chance part, correlated
+with the error of the equations, would draw the solution towards zero. It is known, and taken out of the score. How much
+each kind of readout may bend is decided by the evidence (:mod:`fpsde.evidence`).
+
+References:
+    Measurement Error Models (Fuller, 1987), section 2.2, https://doi.org/10.1002/9780470316665
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fpsde.evidence import Component, Explained, explain
+from fpsde.hollow import FREE
+from fpsde.moments import MomentEquations, kinds
+
+__all__ = ["coefficients", "path_error", "priors", "solve_moments"]
+
+LARGEST_CHANGE = 0.5
+
+# Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
+DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
+# Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
+DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
+# Growth is expected to be slight, a doubling or so in all: what motion explains is motion.
+GROWTH_START, GROWTH_MOST = 0.01, 100.0
+PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
+ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
+
+
+def path_error(noise: Tensor) -> Component:
+    """Returns what the path gets wrong between the snapshots, as a multiple of the sampling error."""
+    return Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
+
+
+def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: float = DRIFT_MOST,
+           first: int = 0) -> list[tuple[Tensor, Component]]:
+    """Groups unknowns of one kind, those of a drift unless told otherwise.
+
+    Arguments:
+        matrix: derivative of the equations by the unknowns, shape (rows, U).
+        labels: the kind of each unknown, shape (U,).
+        start: variance where the search starts.
+        most: largest variance.
+        first: place of the first unknown.
+
+    Returns:
+        The places of each group and its prior.
+    """
+    groups = []
+    for kind in labels.unique().tolist():
+        places = (labels == kind).nonzero()[:, 0]
+        part = matrix[:, places]
+        # A level is not shrunk: it is as free as UNKNOWN lets it be.
+        around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (start, most, 0.0)
+        groups.append((first + places, Component(part @ part.T, *around)))
+    return groups
+
+
+def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
+    """Returns the unknowns that the evidence's dual stands for, shape (U,); those in no group are zero."""
+    values = torch.zeros(matrix.shape[1:]).to(matrix)
+    for (places, _), variance in zip(groups, variances, strict=True):
+        values[places] = variance * (dual @ matrix[:, places])
+    return values
+
+
+def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, groups: list[tuple[Tensor, Component]],
+                 variances: Tensor) -> Tensor:
+    """What chance in the matrix adds to the solution: H^-1 c with H = A^T C^-1 A + V^-1, shape (U,)."""
+    noise = (1 + variances[0]) * noise
+    prior = torch.zeros(matrix.shape[1]).to(matrix)
+    for (places, _), variance in zip(groups, variances[1:], strict=True):
+        prior[places] = variance
+    added = prior * equations.chance(torch.linalg.inv(noise))
+    # By the inverse of S = C + A V A^T, as few rows as there are equations.
+    return added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
+
+
+@torch.no_grad()
+def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
+    """Solves the moment equations for the readouts of drift and diffusion, and sets them.
+
+    Arguments:
+        equations: of all intervals.
+        rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
+    """
+    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
+    split = drift.get_readout().numel()
+    end = split + diffusion.get_readout().numel()
+    levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
+    fields = equations.model.nets()
+    for left_over in range(rounds - 1, -1, -1):
+        noise = equations.noise()
+        matrix, left = equations.linearise()
+        values = torch.cat([field.get_readout().flatten() for field in fields]).double()
+        # Deviations from a zero drift and from the present level of noise, by group.
+        centre = torch.zeros_like(values)
+        centre[levels] = values[levels]
+        observed = left + matrix @ (values - centre)
+        groups = [*priors(matrix[:, :split], kinds(drift)),
+                  *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
+        if growth is not None:
+            groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
+        # While the linearisation still moves, rough variances do.
+        explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
+                            ROUGH_ROUNDS if left_over else FINE_ROUNDS)
+        change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
+        if not left_over:
+            # Once: where chance is most of the matrix, repeated corrections would feed on each other.
+            change = change - _attenuation(equations, matrix, noise, groups, explained.variances)
+        # The diffusion is linearised: no more than a moderate step at once.
+        largest = change[split:end].abs().amax() if end > split else change.new_zeros(())
+        change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
+        if not bool(torch.isfinite(change).all()):
+            break
+        values = values + change
+        for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
+            field.set_readout(part.view_as(field.get_readout()))
+    return explained
