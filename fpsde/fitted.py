@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -28,7 +28,7 @@ CHUNK = 8192
 GROWTH_STEPS = 20
 
 
-class FittedModel(BaseEstimator):
+class FittedModel(DensityMixin, BaseEstimator):
     """The methods of a model that do not depend on how it was fitted; data come first (X, t), in data units."""
 
     sde_: FittedSDE
