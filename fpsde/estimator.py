@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,10 +20,10 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import identify
-from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
+from fpsde.model_file import build_parts, check_fitted, check_functions, describe_parts, plain_parameters, reason
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, choose_device, one_thread
+from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
 __all__ = ["FokkerPlanckSDE"]
 
@@ -36,7 +35,7 @@ except PackageNotFoundError:
     __version__ = "unknown"
 
 
-class FokkerPlanckSDE(DensityMixin, FittedModel):
+class FokkerPlanckSDE(FittedModel):
     r"""Learns an Ito SDE :math:`dx = f(t, x)\,dt + g(t, x) \odot dW` from unpaired snapshots of a population.
 
     Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
@@ -130,7 +129,8 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
                 shown.update(state.values)
                 progress.update(state.step, shown)
 
-            fitted = identify(data, config, seed, device, report)
+            with singular_matrices():
+                fitted = identify(data, config, seed, device, report)
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times
@@ -208,6 +208,7 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
             check_functions(path, header["parts"], functions)
             sde, density = build_parts(header["parts"], tensors, functions)
             fitted = header["fitted"]
+            check_fitted(fitted, density.dim)
             saved = {"drift_prior": None, **fitted["parameters"]}
             saved.update({name: function for name, function in functions.items() if function is not None})
             parameters = {name: saved[name] for name in cls._get_param_names()}
@@ -222,7 +223,7 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
         except ModelFileError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
+            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
         model._set_parts(sde.to(where), density.to(where))
         return model

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -28,7 +28,7 @@ CHUNK = 8192
 GROWTH_STEPS = 20
 
 
-class FittedModel(BaseEstimator):
+class FittedModel(DensityMixin, BaseEstimator):
     """The methods of a model that do not depend on how it was fitted; data come first (X, t), in data units."""
 
     sde_: FittedSDE
@@ -150,7 +150,7 @@ class FittedModel(BaseEstimator):
             SimulationError: if paths become infinite.
         """
         check_is_fitted(self, "sde_")
-        times = np.asarray(to_numpy(times), dtype=np.float64)
+        times = np.array(to_numpy(times), dtype=np.float64)
         if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
             raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
