@@ -10,15 +10,16 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
-    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
+    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
+     "forecast"],
     ["conditioner", "coordinates", "covariance"],
     ["given", "density"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
     ["sde", "fokker_planck"],
-    ["projection", "moments", "model_file"],
-    ["config", "identifiability"],
+    ["projection", "moments", "ensemble"],
+    ["config", "identifiability", "model_file"],
     ["identification", "arguments"],
     ["fitted"],
     ["estimator"],
