@@ -79,6 +79,8 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((
             click.option("--components", "n_components", default=32, show_default=True,
                          help="Components of the mixture path."),
+            click.option("--members", "n_members", default=1, show_default=True,
+                         help="Fits, each to a bootstrap of the points; the model is their mean."),
             click.option("--drift", type=click.Choice(["time", "autonomous", "gradient"]), default="time",
                          show_default=True, help="f(t, x), f(x), or minus the gradient of a potential V(x)."),
             click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
@@ -331,11 +333,12 @@ def _describe(model: FokkerPlanckSDE) -> str:
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
     centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
     noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
+    members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
     lines = [
         f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
         f"from {model.times_[0]:g} to {model.times_[-1]:g}",
         f"drift {parameters['drift']}, diffusion {parameters['diffusion']}: {pinned}",
-        f"{model.density_.n_components} components, {parameters['max_steps']} steps, "
+        f"{members}{model.density_.n_components} components, {parameters['max_steps']} steps{' each' if members else ''}, "
         f"{int(model.summary_['skipped_steps'])} skipped",
         f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
         f"{model.summary_['residual']:.3g}",

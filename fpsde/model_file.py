@@ -5,7 +5,7 @@ No file holds a function: those that the user gave are named, and have to be giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovarian
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.ensemble import Member
 from fpsde.given import Function, GivenField, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
@@ -27,13 +28,21 @@ from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
 from fpsde.spline import CubicSplineBasis
 
-__all__ = ["build_parts", "check_fitted", "check_functions", "describe_parts", "plain_parameters", "reason"]
+__all__ = ["build_members", "check_fitted", "check_functions", "describe_members", "plain_parameters", "reason"]
 
 SUMMARY = ("skipped_steps", "residual", "held_out_likelihood")
 
 
-def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns what cannot be told from the weights, and the weights by name."""
+def describe_members(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns what cannot be told from the weights, and the weights by name: of one member its own, of several a list."""
+    if len(members) == 1:
+        return _describe_parts(*members[0])
+    parts = [_describe_parts(*member) for member in members]
+    tensors = {f"{k}.{name}": tensor for k, (_, weights) in enumerate(parts) for name, tensor in weights.items()}
+    return {"functions": parts[0][0]["functions"], "members": [header for header, _ in parts]}, tensors
+
+
+def _describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     diffusion = sde.diffusion
     header: dict[str, Any] = {
         "drift": sde.drift.settings,
@@ -69,15 +78,28 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
             raise ModelFileError(f"{path}: fitted without a function as {name}; leave {name} out")
 
 
-def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
-                functions: Mapping[str, Function | None]) -> tuple[FittedSDE, GaussianMixturePath]:
-    """Puts the parts together, with the functions that no file holds.
+def build_members(header: dict[str, Any], tensors: dict[str, Tensor],
+                  functions: Mapping[str, Function | None]) -> list[Member]:
+    """Puts the members together, with the functions that no file holds.
 
     Nothing larger than the weights themselves is allocated: nets are built without storage and then given theirs.
 
     Raises:
         KeyError, ValueError, RuntimeError: if the header and the weights do not fit together.
     """
+    if "members" not in header:
+        return [_build_parts(header, tensors, functions)]
+    parts = header["members"]
+    members = [_build_parts(part, _below(tensors, f"{k}."), functions) for k, part in enumerate(parts)]
+    units = [member.sde.coordinates.state_dict() for member in members]
+    if len(parts) < 2 or any(part != parts[0] for part in parts[1:]) or any(
+            not torch.equal(unit[name], values) for unit in units[1:] for name, values in units[0].items()):
+        raise ValueError("the members differ in kind or units")
+    return members
+
+
+def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
+                 functions: Mapping[str, Function | None]) -> Member:
     units = Coordinates(*(tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")))
     given = given_fields(functions, units)
     with torch.device("meta"):
@@ -92,7 +114,7 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     if len({tensor.dtype for net in nets for tensor in net.state_dict().values()}) > 1:
         raise ValueError("drift, diffusion and growth differ in precision")
 
-    inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
+    inner = _below(tensors, "density.")
     factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
     covariance: AbstractCovariance = (
         LowRankCovariance(factors, inner["covariance.log_rest"], floor, widths) if "covariance.log_rest" in inner
@@ -103,11 +125,15 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     if {density.dim, units.dim} != {drift.dim} or (growth is not None and growth.dim != drift.dim):
         raise ValueError("drift, growth and density differ in dimension")
     _try_out(density)
-    return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
+    return Member(sde.eval().requires_grad_(False), density.eval().requires_grad_(False))
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state = _below(tensors, prefix)
     needed = module.state_dict()
     for name in sorted(state.keys() ^ needed.keys()):
         raise ValueError(f"{prefix}{name} is {'missing' if name in needed else 'one too many'}")
