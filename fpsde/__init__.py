@@ -9,8 +9,9 @@ from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import evaluate_steps
 from fpsde.hollow import HollowNet
 from fpsde.metrics import energy_distance, mmd, wasserstein
+from fpsde.reading import read_snapshots
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots, read_snapshots
+from fpsde.snapshots import Snapshots
 
 __all__ = ["FittedSDE", "FokkerPlanckSDE", "GaussianMixturePath", "HollowNet", "Snapshots", "__version__",
            "energy_distance", "evaluate_steps", "mmd", "read_snapshots", "wasserstein"]

@@ -105,7 +105,7 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"drift_prior must be a function of (X, t) or None, got {given['drift_prior']!r}")
     if not callable(diffusion) and not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
         diffusion = _known_levels(diffusion, data.dim)
-    for name, least in (("n_components", 1), ("max_steps", 1)):
+    for name, least in (("n_components", 1), ("max_steps", 1), ("n_members", 1)):
         if not isinstance(given[name], (int, np.integer)) or given[name] < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
     if not 0 <= given["validation_fraction"] < 1:

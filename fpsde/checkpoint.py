@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "load_file", "save_file", "write_atomically"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "check_writable", "load_file", "save_file", "write_atomically"]
 
 FORMAT = "fpsde-model"
 FORMAT_VERSION = 2
+DTYPES = (torch.float32, torch.float64, torch.bool)
 
 
 class ModelFileError(ValueError):
@@ -32,11 +33,36 @@ def save_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, An
         header: anything that JSON holds.
 
     Raises:
-        ModelFileError: if the file cannot be written.
+        ModelFileError: if the file cannot be written, or if a tensor is not finite.
     """
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise ModelFileError(f"{path}: not written, {bad[0]} is not finite; fit again, without outliers or with "
+                             "fewer components")
     metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "header": json.dumps(header)}
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(cpu, metadata))
+
+
+def check_writable(path: str | Path) -> None:
+    """Finds out before the work, not after it, that a file cannot be written.
+
+    Raises:
+        ModelFileError: if it is a folder, if there is no folder for it, or without permission.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise ModelFileError(f"{path}: cannot be written (it is a folder)")
+        if not target.parent.is_dir():
+            raise ModelFileError(f"{path}: cannot be written (no folder {target.parent})")
+        if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+            raise ModelFileError(f"{path}: cannot be written (no permission)")
+        # Written first beside its place, under a name that is longer by a few letters.
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
+            pass
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -73,7 +99,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ModelFileError: if the file is missing, damaged, not a model of this package, or of a later version.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelFileError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
@@ -88,6 +114,9 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads(metadata["header"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ModelFileError(f"{path}: not a model file, or damaged ({error})") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ModelFileError(f"{path}: damaged, {name} is of type {tensor.dtype}, expected float32 or float64")
     if not isinstance(header, dict) or not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise ModelFileError(f"{path}: damaged, its header or weights are not usable")
     return tensors, header

@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import numpy as np
 import torch
 
-from fpsde.checkpoint import ModelFileError, write_atomically
+from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
     DISTANCES,
@@ -28,11 +28,14 @@ from fpsde.evaluation import (
     format_scores,
     leave_one_out,
 )
+from fpsde.reading import read_snapshots, read_start
 from fpsde.sde import SimulationError
-from fpsde.snapshots import SnapshotError, Snapshots, read_snapshots
+from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
 
 __all__ = ["main"]
+
+Read = TypeVar("Read")
 
 DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 
@@ -45,7 +48,8 @@ def _plain_errors() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError) as error:
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError,
+                torch.OutOfMemoryError) as error:
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(2) from error
 
@@ -75,6 +79,8 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((
             click.option("--components", "n_components", default=32, show_default=True,
                          help="Components of the mixture path."),
+            click.option("--members", "n_members", default=1, show_default=True,
+                         help="Fits, each to a bootstrap of the points; the model is their mean."),
             click.option("--drift", type=click.Choice(["time", "autonomous", "gradient"]), default="time",
                          show_default=True, help="f(t, x), f(x), or minus the gradient of a potential V(x)."),
             click.option("--diffusion", default="state", show_default=True, callback=_number_or_word,
@@ -102,7 +108,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         **settings: Any) -> None:
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
-        _check_writable(output)
+        check_writable(output)
         settings["positive"] = _places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
@@ -113,7 +119,8 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
 
 @main.command(help="Simulate trajectories from the points of a file. " + DATA_HELP)
 @click.argument("model")
-@click.option("--start", required=True, help="File with the start points; those of its first time are used.")
+@click.option("--start", required=True, help="File with the start points; those of its first time are used, "
+              "or all if it holds nothing but points.")
 @click.option("--time", help="Column or array with the times in the start file.")
 @click.option("--times", required=True, help="FIRST:LAST:STEP, or times with commas.")
 @click.option("-o", "--output", default="paths.npz", show_default=True, help="npz with times and paths (k, n, d), or csv.")
@@ -126,11 +133,11 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
     with _plain_errors():
         fitted = FokkerPlanckSDE.load(model)
         wanted = _parse_times(times)
-        snapshots = _matching(fitted, start, time)
-        _check_writable(output)
+        x = _by_names(fitted, start, lambda names: read_start(start, time, names))
+        _check_dim(fitted, start, x.shape[1])
+        check_writable(output)
         if Path(output).suffix.lower() not in (".npz", ".csv"):
             raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
-        x = snapshots.at(snapshots.times[0])
         if paths is not None:
             x = x[np.random.default_rng(seed).choice(len(x), paths, replace=paths > len(x))]
         result = fitted.simulate(x, wanted, time_step=step, random_state=seed,
@@ -166,7 +173,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
         scores = evaluate_steps(fitted, snapshots, points or 1000, seed)
         likelihood = fitted.score(snapshots.x, snapshots.t, snapshots.weights)
         if as_json:
-            click.echo(json.dumps({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
+            click.echo(_json({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
             return
         for name in DISTANCES:
             click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
@@ -186,7 +193,7 @@ def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_j
         click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
 
     scores = leave_one_out(refit, snapshots, points, (seed,), report)
-    click.echo(json.dumps([score._asdict() for score in scores]) if as_json else format_left_out(scores))
+    click.echo(_json([score._asdict() for score in scores]) if as_json else format_left_out(scores))
 
 
 @main.command(help="Draw density, drift, noise, trajectories, learning curves and marginals. " + DATA_HELP)
@@ -202,7 +209,6 @@ def plot(model: str, data: str, time: str | None, output: str, seed: int) -> Non
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time)
         try:
-            Path(output).mkdir(parents=True, exist_ok=True)
             written = save_figures(fitted, snapshots, output, seed)
         except OSError as error:
             raise ValueError(f"{output}: cannot be written ({error.strerror or error})") from error
@@ -221,7 +227,7 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
         if figure is not None and data is None:
             raise click.UsageError("--figure draws what the data tell: give DATA as well")
         if figure is not None:
-            _check_writable(figure)
+            check_writable(figure)
             if Path(figure).suffix.lower() not in (".png", ".pdf"):
                 raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
         fitted = FokkerPlanckSDE.load(model)
@@ -256,16 +262,26 @@ def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:
     """Reads data with the model's own columns."""
+    snapshots = _by_names(model, path, lambda names: read_snapshots(path, time, names, weights))
+    _check_dim(model, path, snapshots.dim)
+    return replace(snapshots, names=model.names_)
+
+
+def _by_names(model: FokkerPlanckSDE, path: str, read: Callable[[tuple[str, ...]], Read]) -> Read:
+    if Path(path).suffix.lower() != ".csv":
+        return read(())
     try:
-        snapshots = read_snapshots(path, time, model.names_ if Path(path).suffix.lower() == ".csv" else (), weights)
+        return read(model.names_)
     except SnapshotError:
         if model.names_ != tuple(f"x{i + 1}" for i in range(model.n_features_in_)):
             raise
         # A model of arrays has made up its names: then all columns of the file are meant.
-        snapshots = read_snapshots(path, time, weights=weights)
-    if snapshots.dim != model.n_features_in_:
-        raise SnapshotError(f"{path}: points have {snapshots.dim} coordinates, the model {model.n_features_in_}")
-    return replace(snapshots, names=model.names_)
+        return read(())
+
+
+def _check_dim(model: FokkerPlanckSDE, path: str, dim: int) -> None:
+    if dim != model.n_features_in_:
+        raise SnapshotError(f"{path}: points have {dim} coordinates, the model {model.n_features_in_}")
 
 
 def _parse_times(text: str) -> list[float]:
@@ -280,15 +296,16 @@ def _parse_times(text: str) -> list[float]:
         raise ValueError(f"--times must be FIRST:LAST:STEP or increasing numbers with commas, got {text!r}") from None
 
 
-def _check_writable(path: str) -> None:
-    """Finds out before the work, not after it, that the result cannot be written."""
-    target = Path(path)
-    if target.is_dir():
-        raise ModelFileError(f"{path}: cannot be written (it is a folder)")
-    if not target.parent.is_dir():
-        raise ModelFileError(f"{path}: cannot be written (no folder {target.parent})")
-    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise ModelFileError(f"{path}: cannot be written (no permission)")
+def _json(value: Any) -> str:
+    """JSON, which knows no NaN: what is not finite is null."""
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: plain(inner) for name, inner in part.items()}
+        if isinstance(part, list):
+            return [plain(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), allow_nan=False)
 
 
 def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tuple[str, ...]) -> None:
@@ -316,11 +333,12 @@ def _describe(model: FokkerPlanckSDE) -> str:
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
     centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
     noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
+    members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
     lines = [
         f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
         f"from {model.times_[0]:g} to {model.times_[-1]:g}",
         f"drift {parameters['drift']}, diffusion {parameters['diffusion']}: {pinned}",
-        f"{model.density_.n_components} components, {parameters['max_steps']} steps, "
+        f"{members}{model.density_.n_components} components, {parameters['max_steps']} steps{' each' if members else ''}, "
         f"{int(model.summary_['skipped_steps'])} skipped",
         f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
         f"{model.summary_['residual']:.3g}",

@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import DensityMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fpsde.arguments import fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.coordinates import Coordinates
+from fpsde.ensemble import Member, bootstraps
 from fpsde.fitted import FittedModel
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
-from fpsde.identification import identify
-from fpsde.model_file import build_parts, check_functions, describe_parts, plain_parameters
+from fpsde.identification import Identification, identify
+from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, choose_device, one_thread
+from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
 __all__ = ["FokkerPlanckSDE"]
 
@@ -36,7 +37,7 @@ except PackageNotFoundError:
     __version__ = "unknown"
 
 
-class FokkerPlanckSDE(DensityMixin, FittedModel):
+class FokkerPlanckSDE(FittedModel):
     r"""Learns an Ito SDE :math:`dx = f(t, x)\,dt + g(t, x) \odot dW` from unpaired snapshots of a population.
 
     Marginals alone do not fix the split of drift and noise. With ``drift="autonomous"`` it is pinned by f and g being the
@@ -48,6 +49,9 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
 
     Arguments:
         n_components: components of the mixture path, fewer if a snapshot has fewer than 8 points for each.
+        n_members: fits, each from a seed of its own and, if there are several, to a Bayesian bootstrap of the points (each
+            one's weight times an exponential draw): their mean is the model, their spread says how firm it is, by the
+            sampling of the points and the chance of the fit. :meth:`forecast` needs three or more.
         drift: "time" for f(t, x) and g(t, x), "autonomous" for f(x) and g(x), "gradient" for f = -grad V(x) and g(x), where
             all coordinates have the same data units.
         diffusion: "state" for a free-form g, "constant" for one level for each coordinate, or the known g: a number, an
@@ -70,9 +74,11 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
     Attributes:
         sde_: the fitted equation in data units, a module that `torchsde.sdeint` takes as it is.
         density_: the density path, in dimensionless units.
-        history_: learning curves, one dict for each report.
+        members_: the fits, each a tuple (sde, density); `sde_` and `density_` are their means.
+        history_: learning curves, one dict for each report, of the first member.
         summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also what its moment equations
-            leave (near 1 is sampling error) and the error of the path as a multiple of the sampling error.
+            leave (near 1 is sampling error) and the error of the path as a multiple of the sampling error. Of several
+            members it is the first one's, with their number beside.
         times_: the times of the snapshots.
         n_features_in_: number of coordinates d.
 
@@ -84,13 +90,14 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
         >>> paths = model.simulate(X[t == 0], times=[0.0, 0.5, 1.0])
     """
 
-    def __init__(self, n_components: int = 32, *, drift: str = "time",
+    def __init__(self, n_components: int = 32, *, n_members: int = 1, drift: str = "time",
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, growth: str | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
                  validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
                  verbose: int = 0) -> None:
         self.n_components = n_components
+        self.n_members = n_members
         self.drift = drift
         self.diffusion = diffusion
         self.drift_prior = drift_prior
@@ -123,26 +130,35 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
         config = fit_config(self.get_params(deep=False), data)
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with Progress("fitting", config.steps, silent=self.verbose < 1) as progress, one_thread(device):
+        # One system of units, so that the members' equations can be averaged.
+        units = Coordinates.of(data, config.positive or (False,) * data.dim)
+        fits: list[Identification] = []
+        with Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1) as progress, one_thread(device):
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
                 shown.update(state.values)
-                progress.update(state.step, shown)
+                progress.update(len(fits) * config.steps + state.step, shown)
 
-            fitted = identify(data, config, seed, device, report)
+            with singular_matrices():
+                for part, member_seed in bootstraps(data, seed, self.n_members):
+                    fits.append(identify(part, config, member_seed, device, report, units))
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times
         self.counts_ = np.array([len(x) for x in data.groups()])
-        self._set_parts(fitted.sde, fitted.model.density)
-        self.history_, self.summary_ = fitted.history, fitted.summary
+        self._set_parts([Member(fit.sde, fit.path) for fit in fits])
+        self.history_, self.summary_ = fits[0].history, fits[0].summary
+        if self.n_members > 1:
+            self.summary_["members"] = float(self.n_members)
         self.n_iter_ = config.steps
         return self
 
     def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None,
                         sample_weight: ArrayLike | None = None) -> Identifiability:
         """Says how far the snapshots fix noise and drift; printed, it is two sentences.
+
+        Of an ensemble it is about the first member, on the points as they are, not on that member's bootstrap.
 
         Arguments:
             X: the points that the model was fitted to, shape (n, d); known after `fit`, to be given after `load`.
@@ -168,7 +184,8 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
         snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
         given = data.group_weights()
         weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
-        model = FokkerPlanckLoss(self.density_, self.sde_.drift, self.sde_.diffusion, growth=self.sde_.growth)
+        sde, density = self.members_[0]
+        model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
         with one_thread(self._device):
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
 
@@ -181,7 +198,7 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
             ModelFileError: if the file cannot be written.
         """
         check_is_fitted(self, "sde_")
-        header, tensors = describe_parts(self.sde_, self.density_)
+        header, tensors = describe_members(self.members_)
         fitted = {"parameters": plain_parameters(self.get_params(deep=False)), "names": list(self.names_),
                   "named": hasattr(self, "feature_names_in_"), "times": self.times_.tolist(),
                   "counts": self.counts_.tolist(), "history": self.history_, "summary": self.summary_,
@@ -206,24 +223,26 @@ class FokkerPlanckSDE(DensityMixin, FittedModel):
         functions = {"drift_prior": drift_prior, "diffusion": diffusion}
         try:
             check_functions(path, header["parts"], functions)
-            sde, density = build_parts(header["parts"], tensors, functions)
+            members = build_members(header["parts"], tensors, functions)
             fitted = header["fitted"]
-            parameters = {name: fitted["parameters"][name] for name in cls._get_param_names()}
-            parameters.update({name: function for name, function in functions.items() if function is not None})
+            check_fitted(fitted, members[0].density.dim)
+            saved = {"drift_prior": None, "n_members": 1, **fitted["parameters"]}
+            saved.update({name: function for name, function in functions.items() if function is not None})
+            parameters = {name: saved[name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})
             model._data = None
             model.names_, model.times_ = tuple(fitted["names"]), np.array(fitted["times"], dtype=np.float64)
             model.counts_ = np.array(fitted["counts"], dtype=int)
             model.history_, model.summary_ = fitted["history"], fitted["summary"]
-            model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], density.dim
+            model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], members[0].density.dim
             if fitted["named"]:
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
         except ModelFileError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({error})") from error
+            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
-        model._set_parts(sde.to(where), density.to(where))
+        model._set_parts([Member(sde.to(where), density.to(where)) for sde, density in members])
         return model
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import cumulative_trapezoid
 from scipy.special import logsumexp
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fpsde.arguments import Setting, check_positive, times_of, to_numpy
 from fpsde.density import GaussianMixturePath
+from fpsde.ensemble import MeanDensity, Member, mean_density, mean_equation
+from fpsde.forecast import Forecast, Statistic, check_band, prediction_band, values_at
 from fpsde.growth import multiplied
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
@@ -28,35 +33,46 @@ CHUNK = 8192
 GROWTH_STEPS = 20
 
 
-class FittedModel(BaseEstimator):
+class FittedModel(DensityMixin, BaseEstimator):
     """The methods of a model that do not depend on how it was fitted; data come first (X, t), in data units."""
 
     sde_: FittedSDE
-    density_: GaussianMixturePath
+    density_: GaussianMixturePath | MeanDensity
+    members_: tuple[Member, ...]
     times_: Array
     counts_: NDArray[np.int_]
     names_: tuple[str, ...]
     verbose: int
 
     @Setting
-    def drift(self, X: ArrayLike, t: ArrayLike) -> Array:
+    def drift(self, X: ArrayLike, t: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Evaluates the drift f at points X, shape (n, d), and times t, shape () or (n,).
 
         Returns:
-            f, shape (n, d), in data units per time unit.
+            f, shape (n, d), in data units per time unit; with `return_std` also its standard deviation
+            over the members, shape (n, d).
+
+        Raises:
+            ValueError: if the standard deviation of a single member is asked for.
         """
         check_is_fitted(self, "sde_")
-        return self._evaluate(self.sde_.f, X, t)
+        value = self._evaluate(self.sde_.f, X, t)
+        return (value, self._deviation(lambda sde: sde.f, X, t)) if return_std else value
 
     @Setting
-    def diffusion(self, X: ArrayLike, t: ArrayLike) -> Array:
+    def diffusion(self, X: ArrayLike, t: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Evaluates the diffusion g at points X, shape (n, d), and times t, shape () or (n,).
 
         Returns:
-            g, shape (n, d), in data units per square root of the time unit.
+            g, shape (n, d), in data units per square root of the time unit; with `return_std` also its standard deviation
+            over the members, shape (n, d).
+
+        Raises:
+            ValueError: if the standard deviation of a single member is asked for.
         """
         check_is_fitted(self, "sde_")
-        return self._evaluate(self.sde_.g, X, t)
+        value = self._evaluate(self.sde_.g, X, t)
+        return (value, self._deviation(lambda sde: sde.g, X, t)) if return_std else value
 
     def potential(self, X: ArrayLike) -> Array:
         """Evaluates the potential V of a drift learned as f = -grad V, known terms left out.
@@ -71,7 +87,8 @@ class FittedModel(BaseEstimator):
             ValueError: unless the model was fitted with drift="gradient".
         """
         check_is_fitted(self, "sde_")
-        return self._evaluate(lambda _, y: self.sde_.potential(y), X, 0.0)
+        values = [self._evaluate(lambda _, y, sde=member.sde: sde.potential(y), X, 0.0) for member in self.members_]
+        return values[0] if len(values) == 1 else np.mean(values, axis=0)
 
     @Setting
     def growth(self, X: ArrayLike) -> Array:
@@ -150,19 +167,12 @@ class FittedModel(BaseEstimator):
             SimulationError: if paths become infinite.
         """
         check_is_fitted(self, "sde_")
-        times = np.asarray(to_numpy(times), dtype=np.float64)
-        if times.ndim != 1 or not len(times) or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
-            raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
+        stops = _increasing(times)
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
-        self._warn_outside(times)
-        x0 = torch.tensor(self._inside(X0), device=self._device)
-        seed = int(check_random_state(random_state).randint(2**31 - 1))
+        self._warn_outside(stops)
         silent = (self.verbose if verbose is None else verbose) < 1
-        with Progress("simulating", len(times) - 1, silent=silent) as progress:
-            paths = self.sde_.paths(x0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed, method,
-                                    lambda done, _: progress.update(done))
-        return paths.cpu().numpy()
+        return self._paths(self.sde_, self._inside(X0), stops, check_random_state(random_state), silent, time_step, method)
 
     def push(self, X0: ArrayLike, start: float, end: float, *, random_state: Any = None) -> Array:
         """Moves a population from one time to another.
@@ -177,18 +187,88 @@ class FittedModel(BaseEstimator):
             Points at the end, shape (n, d): the ends of simulated paths or, where growth was learned, as many draws from
             them in proportion to their progeny.
         """
+        check_is_fitted(self, "sde_")
+        times = _increasing([start, end])
+        self._warn_outside(times)
         rng = check_random_state(random_state)
-        if self.sde_.growth is None:
-            return self.simulate(X0, [start, end], random_state=rng)[-1]
-        times = np.linspace(start, end, GROWTH_STEPS + 1)
-        paths = self.simulate(X0, times, random_state=rng)
-        rates = np.stack([self.growth(x) for x in paths])
-        return multiplied(paths[-1], np.trapezoid(rates, times, axis=0), rng)
+        return self._populations(self.sde_, self._inside(X0), times, rng, self.verbose < 1)[-1]
 
-    def _set_parts(self, sde: FittedSDE, density: Any) -> None:
-        self.sde_, self.density_ = sde.requires_grad_(False), density.double().requires_grad_(False)
-        self._coordinates = sde.coordinates
-        self._device = sde.coordinates.centre.device
+    def forecast(self, X0: ArrayLike, times: ArrayLike, level: float = 0.9, random_state: Any = None,
+                 statistic: Statistic | None = None) -> Forecast:
+        r"""Tells a statistic of the population at later times, with a band that holds the truth with a chance of `level`.
+
+        Every member moves a bootstrap resample of X0 with noise of its own. The truth is taken to err from the members'
+        mean as a member does: the band is the prediction interval of Student's t, mean :math:`\pm\ t_{m-1,(1+q)/2}\, s
+        \sqrt{1 + 1/m}` with s the standard deviation over m members; few members give a wide one. It covers the sampling
+        error of the snapshots and of X0 and the chance of fits and paths, for each number at each time by itself.
+
+        It does not cover a bias that all members share (nets too smooth, too few steps, noise and drift that the
+        snapshots cannot tell apart), nor an equation that is wrong as such: an autonomous drift held where the dynamics
+        change with time, coordinates that do not determine their own future.
+
+        Arguments:
+            X0: points at times[0], a sample of the population, shape (n, d).
+            times: increasing times, shape (k,).
+            level: chance, between 0 and 1, that the band of one number at one time holds the truth.
+            random_state: seed of resamples and noise.
+            statistic: takes points of shape (n, d) and returns an array, as large at every time; the mean of each
+                coordinate if left out.
+
+        Returns:
+            Mean over the members and ends of the band, each of shape (k, ...).
+
+        Raises:
+            ValueError: if there are fewer than three members, or an argument cannot be used.
+            SimulationError: if paths become infinite.
+        """
+        check_is_fitted(self, "sde_")
+        check_band(len(self.members_), level)
+        stops, x0 = _increasing(times), self._inside(X0)
+        self._warn_outside(stops)
+        rng, values = check_random_state(random_state), []
+        with Progress("forecasting", len(self.members_), silent=self.verbose < 1) as progress:
+            for k, member in enumerate(self.members_):
+                start = x0[rng.randint(len(x0), size=len(x0))]
+                values.append(values_at(self._populations(member.sde, start, stops, rng, silent=True), statistic))
+                progress.update(k + 1)
+        return prediction_band(stops, np.stack(values), level)
+
+    def _paths(self, sde: FittedSDE, x0: Array, times: Array, rng: np.random.RandomState, silent: bool,
+               time_step: float | None = None, method: str = "euler") -> Array:
+        """Simulated paths, shape (k, n, d)."""
+        start, seed = torch.tensor(x0, device=self._device), int(rng.randint(2**31 - 1))
+        with Progress("simulating", len(times) - 1, silent=silent) as progress:
+            paths = sde.paths(start, torch.as_tensor(times), time_step or float(sde.time_step), seed, method,
+                              lambda done, _: progress.update(done))
+        return paths.cpu().numpy()
+
+    def _populations(self, sde: FittedSDE, x0: Array, times: Array, rng: np.random.RandomState,
+                     silent: bool) -> list[Array]:
+        """The population at every time, each of shape (n, d): paths, multiplied where growth was learned."""
+        if sde.growth is None:
+            return list(self._paths(sde, x0, times, rng, silent))
+        # The rate is summed up along each path.
+        counts = [math.ceil(GROWTH_STEPS * step / (times[-1] - times[0]) - 1e-9) for step in np.diff(times)]
+        parts = [np.linspace(a, b, n + 1)[1:] for a, b, n in zip(times[:-1], times[1:], counts, strict=True)]
+        fine = np.concatenate([times[:1], *parts])
+        paths = self._paths(sde, x0, fine, rng, silent)
+        rates = np.stack([self._evaluate(sde.rate, x, 0.0) for x in paths])
+        sizes = cumulative_trapezoid(rates, fine, axis=0, initial=0)
+        return [paths[0], *(multiplied(paths[k], sizes[k], rng) for k in np.cumsum(counts))]
+
+    def _set_parts(self, members: Sequence[Member]) -> None:
+        self.members_ = tuple(Member(sde.requires_grad_(False), density.double().requires_grad_(False))
+                              for sde, density in members)
+        self.sde_ = mean_equation([member.sde for member in self.members_]).requires_grad_(False)
+        self.density_ = mean_density([member.density for member in self.members_])
+        self._coordinates = self.sde_.coordinates
+        self._device = self._coordinates.centre.device
+
+    def _deviation(self, function: Callable[[FittedSDE], Any], x: ArrayLike, t: ArrayLike) -> Array:
+        """The standard deviation over members of what a function takes from each, shape (n, d)."""
+        if len(self.members_) == 1:
+            raise ValueError("one member has no standard deviation: fit with n_members=2 or more")
+        return np.std([self._evaluate(function(member.sde), x, t) for member in self.members_], axis=0, ddof=1)
 
     def _points(self, x: ArrayLike) -> Array:
         return validate_data(self, to_numpy(x), dtype=np.float64, reset=False)
@@ -219,3 +299,11 @@ class FittedModel(BaseEstimator):
                "drift and diffusion are held at their value at the nearest time of the data")
         warnings.warn(f"simulating from {times[0]:g} to {times[-1]:g}, outside the data's times {first:g} to {last:g}: "
                       f"{how}", UserWarning, stacklevel=3)
+
+
+def _increasing(times: ArrayLike) -> Array:
+    """Returns times, shape (k,), if they increase."""
+    stops = np.array(to_numpy(times), dtype=np.float64)
+    if stops.ndim != 1 or not len(stops) or not np.isfinite(stops).all() or not (np.diff(stops) > 0).all():
+        raise ValueError(f"times must be increasing numbers, shape (k,), got {stops!r}")
+    return stops

@@ -55,13 +55,14 @@ class Identification(NamedTuple):
     """A fitted model and how it came about."""
 
     model: FokkerPlanckLoss
+    path: GaussianMixturePath
     sde: FittedSDE
     history: list[dict[str, float]]
     summary: dict[str, float]
 
 
 def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
-             report: Callable[[Report], None] | None = None) -> Identification:
+             report: Callable[[Report], None] | None = None, coordinates: Coordinates | None = None) -> Identification:
     """Fits density, drift and diffusion to snapshots.
 
     Arguments:
@@ -70,8 +71,9 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         seed: of all randomness.
         device: where to train.
         report: called after every step, with values now and then.
+        coordinates: units of space and time; those of the data if left out.
     """
-    fit = _Fit(data, config, seed, device, report)
+    fit = _Fit(data, config, seed, device, report, coordinates)
     if config.drift == "time":
         fit.train_paths(1 - config.net_share)
         fit.train_nets()
@@ -92,13 +94,13 @@ class _Fit:
     """The state of a fit between its phases."""
 
     def __init__(self, data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
-                 report: Callable[[Report], None] | None) -> None:
+                 report: Callable[[Report], None] | None, coordinates: Coordinates | None) -> None:
         self.config, self.device, self.report = config, device, report
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.data = data
         times = data.times
-        self.coordinates = Coordinates.of(data, config.positive or (False,) * data.dim)
+        self.coordinates = deepcopy(coordinates) or Coordinates.of(data, config.positive or (False,) * data.dim)
         volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
         self.log_volume = float(np.average(volumes, weights=data.weights))
         """What the mean log-likelihood gains in data units."""
@@ -282,7 +284,7 @@ class _Fit:
         self.summary["residual"] = _mean_squared_residual(self.model, t, x)
         self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
         self.model.eval()
-        return Identification(self.model, sde, self.history, self.summary)
+        return Identification(self.model, self.density, sde, self.history, self.summary)
 
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         nets = self.model.nets()

@@ -66,7 +66,8 @@ def transport_plan(x: Array, y: Array, order: int = 2) -> tuple[NDArray[np.int_]
 def wasserstein(x: Array, y: Array, order: int = 1, mass: Array | None = None) -> float:
     r"""Exact Wasserstein distance :math:`W_p` with Euclidean ground distance, in units of x.
 
-    Equal counts of equal mass are solved as an assignment; everything else needs the extra `transport`.
+    On a line sorted points belong together. Elsewhere equal counts of equal mass are solved as an assignment; everything
+    else needs the extra `transport`.
 
     Arguments:
         x: points, shape (n, d).
@@ -79,6 +80,8 @@ def wasserstein(x: Array, y: Array, order: int = 1, mass: Array | None = None) -
         ImportError: if POT is needed and not installed.
     """
     _check(x, y)
+    if x.shape[1] == 1:
+        return _on_a_line(x[:, 0], y[:, 0], order, np.ones(len(x)) if mass is None else mass)
     cost = cdist(x, y) ** order
     if len(x) == len(y) and mass is None:
         rows, columns = linear_sum_assignment(cost)
@@ -88,8 +91,10 @@ def wasserstein(x: Array, y: Array, order: int = 1, mass: Array | None = None) -
 
 
 def energy_distance(x: Array, y: Array) -> float:
-    r"""Unbiased estimate of :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, in units of x."""
+    r"""Unbiased estimate of :math:`2 E|x - y| - E|x - x'| - E|y - y'|`, in units of x; NaN for a single point."""
     _check(x, y)
+    if min(len(x), len(y)) < 2:
+        return float("nan")
     return float(2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean())
 
 
@@ -100,8 +105,13 @@ def mmd(x: Array, y: Array, bandwidth: float | None = None) -> float:
         x: points, shape (n, d).
         y: points, shape (m, d).
         bandwidth: width of the kernel, the median distance of all points if left out.
+
+    Returns:
+        The discrepancy; NaN for a single point.
     """
     _check(x, y)
+    if min(len(x), len(y)) < 2:
+        return float("nan")
     within_x, within_y, between = pdist(x, "sqeuclidean"), pdist(y, "sqeuclidean"), cdist(x, y, "sqeuclidean")
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(np.concatenate([within_x, within_y, between.ravel()])))) or 1.0
@@ -156,6 +166,18 @@ def halves(x: Array, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
         raise ValueError(f"two disjoint samples of {n} need {2 * n} points, got {len(x)}")
     order = rng.permutation(len(x))
     return x[order[:n]], x[order[n:2 * n]]
+
+
+def _on_a_line(x: Array, y: Array, order: int, mass: Array) -> float:
+    """The distance of points on a line, shapes (n,) and (m,), by their quantile functions."""
+    order_x = x.argsort()
+    x, y, ends_x = x[order_x], np.sort(y), mass[order_x].cumsum() / mass.sum()
+    ends_y = np.arange(1, len(y) + 1) / len(y)
+    # Between neighbouring ends both quantile functions are constant.
+    ends = np.sort(np.concatenate([[0.0], ends_x[:-1], ends_y[:-1], [1.0]]))
+    middle, share = (ends[1:] + ends[:-1]) / 2, np.diff(ends)
+    moved = np.abs(x[np.searchsorted(ends_x[:-1], middle)] - y[np.searchsorted(ends_y[:-1], middle)])
+    return float((share @ moved**order) ** (1 / order))
 
 
 def _exact_transport() -> ModuleType:

@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
@@ -57,7 +59,8 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
     Arguments:
         snapshots: T arrays of shape (n_j, d).
         times: their times in [0, 1], increasing, shape (T,).
-        n_components: number of components; fewer are used where a component would get fewer than 8 points.
+        n_components: number of components; fewer are used where a component would get fewer than 8 points, or where
+            points coincide.
         rng: source of randomness.
         constant_weights: whether the weights of the path are constant in time.
         weights: of the points, T arrays of shape (n_j,); equal if left out.
@@ -72,12 +75,11 @@ def initial_path(snapshots: list[Array], times: Array, n_components: int, rng: n
     chains = matched_chains(snapshots, min(max(fewest, 20 * k), MAX_CHAINS), rng)
     # Each snapshot counts alike, however small its cloud: a narrow cloud at the start splits as a wide one does later.
     scaled = chains / chains.std(0).mean(-1, keepdims=True).clip(1e-12)
-    labels = KMeans(k, n_init=1, random_state=int(rng.integers(2**31))).fit_predict(scaled.reshape(len(chains), -1))
-    counts = np.bincount(labels, minlength=k)
-    means = np.stack([chains[labels == c].mean(0) for c in range(k)], 1)
+    labels, counts = _clustered(scaled.reshape(len(chains), -1), k, int(rng.integers(2**31)))
+    means = np.stack([chains[labels == c].mean(0) for c in range(len(counts))], 1)
     pooled = np.stack([np.cov(x.T).reshape(dim, dim) for x in snapshots])
     pooled = pooled + 1e-6 * np.eye(dim)
-    covariances = np.stack([_covariances(chains[labels == c], pooled, k) for c in range(k)], 1)
+    covariances = np.stack([_covariances(chains[labels == c], pooled, k) for c in range(len(counts))], 1)
 
     # As many splines as snapshots: with a break at every time, the data would leave the ends of the path open.
     breaks = times if constant_weights or len(times) <= 3 else np.delete(times, [1, -2])
@@ -102,6 +104,16 @@ def averaged(paths: Sequence[GaussianMixturePath]) -> GaussianMixturePath:
     means = torch.cat([path.means * path.covariance.units[:, None] for path in paths], 1).detach()
     return GaussianMixturePath(first.basis, logits, means, first.covariance.joined([path.covariance for path in others]),
                                constant_weights=True)
+
+
+def _clustered(points: Array, k: int, seed: int) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """Labels of at most k clusters, none of them empty, shape (n,), and how many points each has."""
+    with warnings.catch_warnings():
+        # With fewer different points than clusters some stay empty, which is all that k-means warns of.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=1, random_state=seed).fit_predict(points)
+    _, labels, counts = np.unique(found, return_inverse=True, return_counts=True)
+    return labels, counts
 
 
 def _resampled(x: Array, weights: Array, rng: np.random.Generator) -> Array:

@@ -5,7 +5,8 @@ No file holds a function: those that the user gave are named, and have to be giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovarian
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.ensemble import Member
 from fpsde.given import Function, GivenField, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
@@ -26,11 +28,21 @@ from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
 from fpsde.spline import CubicSplineBasis
 
-__all__ = ["build_parts", "check_functions", "describe_parts", "plain_parameters"]
+__all__ = ["build_members", "check_fitted", "check_functions", "describe_members", "plain_parameters", "reason"]
+
+SUMMARY = ("skipped_steps", "residual", "held_out_likelihood")
 
 
-def describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns what cannot be told from the weights, and the weights by name."""
+def describe_members(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns what cannot be told from the weights, and the weights by name: of one member its own, of several a list."""
+    if len(members) == 1:
+        return _describe_parts(*members[0])
+    parts = [_describe_parts(*member) for member in members]
+    tensors = {f"{k}.{name}": tensor for k, (_, weights) in enumerate(parts) for name, tensor in weights.items()}
+    return {"functions": parts[0][0]["functions"], "members": [header for header, _ in parts]}, tensors
+
+
+def _describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     diffusion = sde.diffusion
     header: dict[str, Any] = {
         "drift": sde.drift.settings,
@@ -56,7 +68,7 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
         ModelFileError: if one is missing, is none, or is one too many.
     """
     for name, function in functions.items():
-        if name in header["functions"]:
+        if name in header.get("functions", ()):
             if function is None:
                 raise ModelFileError(f"{path}: fitted with a function as {name}, which no file holds; give it again: "
                                      f"FokkerPlanckSDE.load(path, {name}=...)")
@@ -66,15 +78,28 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
             raise ModelFileError(f"{path}: fitted without a function as {name}; leave {name} out")
 
 
-def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
-                functions: Mapping[str, Function | None]) -> tuple[FittedSDE, GaussianMixturePath]:
-    """Puts the parts together, with the functions that no file holds.
+def build_members(header: dict[str, Any], tensors: dict[str, Tensor],
+                  functions: Mapping[str, Function | None]) -> list[Member]:
+    """Puts the members together, with the functions that no file holds.
 
     Nothing larger than the weights themselves is allocated: nets are built without storage and then given theirs.
 
     Raises:
         KeyError, ValueError, RuntimeError: if the header and the weights do not fit together.
     """
+    if "members" not in header:
+        return [_build_parts(header, tensors, functions)]
+    parts = header["members"]
+    members = [_build_parts(part, _below(tensors, f"{k}."), functions) for k, part in enumerate(parts)]
+    units = [member.sde.coordinates.state_dict() for member in members]
+    if len(parts) < 2 or any(part != parts[0] for part in parts[1:]) or any(
+            not torch.equal(unit[name], values) for unit in units[1:] for name, values in units[0].items()):
+        raise ValueError("the members differ in kind or units")
+    return members
+
+
+def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
+                 functions: Mapping[str, Function | None]) -> Member:
     units = Coordinates(*(tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")))
     given = given_fields(functions, units)
     with torch.device("meta"):
@@ -82,11 +107,14 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
         diffusion = _build_diffusion(header["diffusion"], units.dim, given.get("diffusion"))
         growth = None if header.get("growth") is None else Growth(**header["growth"])
     sde = FittedSDE(drift, diffusion, units, growth)
-    if not units.span > 0 or not (units.scale > 0).all():
-        raise ValueError("the scaling is not usable")
     _fill(sde, tensors, "sde.")
+    if not (units.span > 0 and bool((units.scale > 0).all()) and float(sde.time_step) > 0):
+        raise ValueError("the scaling is not usable")
+    nets = [part for part in (drift, diffusion, growth) if part is not None]
+    if len({tensor.dtype for net in nets for tensor in net.state_dict().values()}) > 1:
+        raise ValueError("drift, diffusion and growth differ in precision")
 
-    inner = {name.removeprefix("density."): tensor for name, tensor in tensors.items() if name.startswith("density.")}
+    inner = _below(tensors, "density.")
     factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
     covariance: AbstractCovariance = (
         LowRankCovariance(factors, inner["covariance.log_rest"], floor, widths) if "covariance.log_rest" in inner
@@ -94,19 +122,44 @@ def build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
     density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
                                   inner["means"], covariance, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
-    if density.dim != drift.dim or units.dim != drift.dim:
-        raise ValueError("drift and density differ in dimension")
-    return sde.eval().requires_grad_(False), density.eval().requires_grad_(False)
+    if {density.dim, units.dim} != {drift.dim} or (growth is not None and growth.dim != drift.dim):
+        raise ValueError("drift, growth and density differ in dimension")
+    _try_out(density)
+    return Member(sde.eval().requires_grad_(False), density.eval().requires_grad_(False))
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state = _below(tensors, prefix)
+    needed = module.state_dict()
+    for name in sorted(state.keys() ^ needed.keys()):
+        raise ValueError(f"{prefix}{name} is {'missing' if name in needed else 'one too many'}")
+    for name, tensor in needed.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"{prefix}{name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{prefix}{name} is of type {state[name].dtype}, expected {tensor.dtype}")
     module.load_state_dict(state, strict=True, assign=True)
+
+
+@torch.no_grad()
+def _try_out(density: GaussianMixturePath) -> None:
+    t = torch.linspace(0, 1, 5, dtype=torch.float64)
+    trial = deepcopy(density).double()
+    log_prob = trial.log_prob(t, trial.sample(t, 2, torch.Generator().manual_seed(0)))
+    if log_prob.shape != (5, 2) or not bool(torch.isfinite(log_prob).all()):
+        raise ValueError("the density has no finite values")
 
 
 def _build_drift(header: dict[str, Any], prior: GivenField | None) -> AbstractDrift:
     kinds: dict[str, type[AbstractDrift]] = {"hollow": HollowNet, "gradient": GradientDrift}
-    learned = kinds[header["drift_kind"]](**header["drift"])
+    kind = header.get("drift_kind", "hollow")
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of drift {kind!r}")
+    learned = kinds[kind](**header["drift"])
     return learned if prior is None else PriorDrift(learned, prior)
 
 
@@ -118,7 +171,42 @@ def _build_diffusion(header: dict[str, Any], dim: int, given: GivenField | None)
         return KnownDiffusion(level)
     if header["kind"] == "constant":
         return ConstantDiffusion(level)
-    return StateDiffusion(HollowNet(**header["net"]), level)
+    if header["kind"] != "state":
+        raise ValueError(f"unknown kind of diffusion {header['kind']!r}")
+    net = HollowNet(**header["net"])
+    if net.dim != dim:
+        raise ValueError(f"the diffusion has {net.dim} coordinates, the scaling {dim}")
+    return StateDiffusion(net, level)
+
+
+def check_fitted(fitted: Mapping[str, Any], dim: int) -> None:
+    """Checks what a file says of the fit beside its parts.
+
+    Raises:
+        KeyError, TypeError, ValueError: if something is missing or not of its kind.
+    """
+    names, times, counts, parameters = (fitted[name] for name in ("names", "times", "counts", "parameters"))
+    if len(names) != dim or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected {dim} names of coordinates, got {str(names):.60}")
+    if len(times) < 2 or not np.isfinite(times).all() or not (np.diff(times) > 0).all():
+        raise ValueError("the times are not two or more increasing numbers")
+    if len(counts) != len(times) or not all(isinstance(count, int) and count > 0 for count in counts):
+        raise ValueError(f"the counts are not one for each of {len(times)} times")
+    rows = [{name: fitted["summary"][name] for name in SUMMARY}, *fitted["history"]]
+    if not all(isinstance(value, (int, float)) for row in rows for value in row.values()):
+        raise ValueError("history or summary hold something else than numbers")
+    if not all("step" in row for row in rows[1:]):
+        raise ValueError("a row of the history has no step")
+    if parameters["drift"] not in ("time", "autonomous", "gradient"):
+        raise ValueError(f"unknown drift {parameters['drift']!r}")
+    for name in ("max_steps", "verbose"):
+        if not isinstance(parameters[name], int):
+            raise ValueError(f"{name} is not a whole number, got {parameters[name]!r}")
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 
 def plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:

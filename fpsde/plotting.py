@@ -1,17 +1,20 @@
-"""Figures: snapshots with the learned density, drift and noise, trajectories, learning curves, marginals."""
+"""Figures: snapshots with the learned density, drift and noise, trajectories, learning curves, marginals, pairs."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.identifiability import LOSS_AT_ENDS, Identifiability
 from fpsde.metrics import wasserstein
 from fpsde.snapshots import Snapshots
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from fpsde.estimator import FokkerPlanckSDE
 
 __all__ = ["plot_density", "plot_drift", "plot_identifiability",
-           "plot_learning", "plot_marginals", "plot_trajectories", "save_figures"]
+           "plot_learning", "plot_marginals", "plot_pairs", "plot_trajectories", "save_figures"]
 
 Array = NDArray[np.float64]
 
@@ -30,21 +33,21 @@ INK = "#333333"
 
 
 class _Plane:
-    """Two directions to look along: the coordinates themselves in 2-D, the leading principal directions above."""
+    """A few directions to look along: the coordinates themselves in 2-D, the leading principal directions above."""
 
-    def __init__(self, data: Snapshots) -> None:
+    def __init__(self, data: Snapshots, directions: int = 2) -> None:
         self.data, self.dim = data, data.dim
         self.centre, self.scale = data.x.mean(0), data.x.std(0)
         if self.dim > 2:
             z = (data.x - self.centre) / self.scale
-            self.axes = np.linalg.svd(z - z.mean(0), full_matrices=False)[2][:2]
-            self.labels = ("principal direction 1", "principal direction 2")
+            self.axes = np.linalg.svd(z, full_matrices=False)[2][:directions]
+            self.labels = tuple(f"principal direction {i + 1}" for i in range(directions))
         else:
             names = (*data.names, "")
-            self.axes, self.labels = np.eye(self.dim), (names[0], names[1])
+            self.axes, self.labels = np.eye(self.dim), names[:2]
 
     def project(self, x: Array) -> Array:
-        """Points (..., d) to the plane (..., 2), or (..., 1) for d = 1."""
+        """Points (..., d) to those directions (..., 2), or (..., 1) for d = 1."""
         return x if self.dim <= 2 else ((x - self.centre) / self.scale) @ self.axes.T
 
     def project_vectors(self, v: Array) -> Array:
@@ -53,7 +56,9 @@ class _Plane:
     def limits(self) -> Array:
         """Range that holds the points but for the outermost few, with a margin, shape (2, k)."""
         low, high = np.quantile(self.project(self.data.x), [0.002, 0.998], axis=0)
-        return np.stack([low - 0.08 * (high - low), high + 0.08 * (high - low)])
+        # Nearly all points of a coordinate may be the same.
+        width = np.where(high > low, high - low, self.project(self.data.x).std(0))
+        return np.stack([low - 0.08 * width, high + 0.08 * width])
 
 
 def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
@@ -93,7 +98,7 @@ def plot_drift(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure
         x = _spread_out(x, plane, 350, seed)
         f, g = model.drift(x, time), model.diffusion(x, time)
         left, right = axes[2 * k], axes[2 * k + 1]
-        noise = (g / (1 if data.dim <= 2 else data.x.std(0))).mean(1)
+        noise = (g / data.x.std(0)).mean(1)
         if data.dim == 1:
             order = np.argsort(x[:, 0])
             left.plot(x[order, 0], f[order, 0], color="#c1432e", lw=1.8)
@@ -109,12 +114,45 @@ def plot_drift(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure
                                  cmap=COLORS, angles="xy", width=0.004)
             figure.colorbar(quiver, ax=left, label="speed")
             dots = right.scatter(*points.T, c=noise, s=14, cmap="magma", norm=Normalize(0, 1.05 * noise.max()))
-            figure.colorbar(dots, ax=right, label="mean noise level")
+            figure.colorbar(dots, ax=right, label="g / standard deviation, mean over coordinates")
             for axis in (left, right):
                 axis.set(xlabel=plane.labels[0], ylabel=plane.labels[1])
         when = "" if model.sde_.autonomous else f" at t = {time:g}"
         left.set_title(f"Drift{when}", fontsize=10)
         right.set_title(f"Noise level{when}", fontsize=10)
+    return figure
+
+
+def plot_pairs(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
+    """Draws snapshots and learned density along every pair of the first four principal directions, above two dimensions."""
+    k = min(data.dim, 4)
+    plane, times = _Plane(data, k), _some(data.times, 3)
+    colors = colormaps[COLORS](np.linspace(0, 0.85, len(times)))
+    observed = [plane.project(_thin(data.at(time), 600, seed)) for time in times]
+    drawn = [plane.project(model.sample(2000, time, random_state=seed)) for time in times]
+    limits = plane.limits()
+    figure = _figure(2.5 * (k - 1) + 0.6, 2.5 * (k - 1) + 0.6)
+    grid = figure.subplots(k - 1, k - 1, squeeze=False, sharex="col", sharey="row").tolist()
+    for row, column in np.ndindex(k - 1, k - 1):
+        axis, pair = grid[row][column], [column, row + 1]
+        if column > row:
+            axis.remove()
+            continue
+        for points, samples, color in zip(observed, drawn, colors, strict=True):
+            axis.scatter(*points[:, pair].T, s=4, color=color, alpha=0.3, lw=0, rasterized=True)
+            x, y, log_density = _smoothed(samples[:, pair], limits[:, pair], 60)
+            axis.contour(x, y, log_density, levels=log_density.max() + np.log([0.05, 0.5]), colors=[color],
+                         linewidths=[0.8, 1.6], linestyles="solid")
+        axis.set(xlim=limits[:, pair[0]], ylim=limits[:, pair[1]])
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    for i in range(k - 1):
+        grid[-1][i].set_xlabel(plane.labels[i], fontsize=9)
+        grid[i][0].set_ylabel(plane.labels[i + 1], fontsize=9)
+    for time, color in zip(times, colors, strict=True):
+        grid[0][0].plot([], [], color=color, lw=1.6, label=f"t = {time:g}")
+    figure.legend(loc="upper right", bbox_to_anchor=(0.98, 0.92), fontsize=9, frameon=False)
+    figure.suptitle("Snapshots (points) and learned density\n(contours at 5 and 50 % of the peak)", fontsize=11)
     return figure
 
 
@@ -178,8 +216,7 @@ def plot_marginals(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Fi
             axis.hist(observed[:, i], bins=bins, density=True, color="#b8c4d6", label="observed")
             axis.hist(predicted[:, i], bins=bins, density=True, histtype="step", color="#c1432e", lw=1.4,
                       label="predicted")
-            n = min(len(observed), len(predicted))
-            distance = wasserstein(_thin(observed[:, [i]], n, seed), _thin(predicted[:, [i]], n, seed))
+            distance = wasserstein(observed[:, [i]], predicted[:, [i]])
             axis.set_yticks([])
             axis.set_title(f"t = {time:g}, $W_1$ {distance:.3g}", fontsize=8)
             axis.set_xlabel(data.names[i], fontsize=8)
@@ -223,29 +260,62 @@ def plot_identifiability(found: Identifiability) -> Figure:
 
 
 def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, seed: int = 0) -> list[Path]:
-    """Writes all figures as png files and returns their paths."""
+    """Writes all figures as png files and returns their paths.
+
+    Arguments:
+        model: a fitted model.
+        data: what it was fitted to, or other snapshots of as many coordinates.
+        folder: where to write; made if it is not there.
+        seed: of points and noise.
+
+    Raises:
+        ModelFileError: if a figure cannot be written; most reasons are found before any is drawn.
+    """
+    folder = Path(folder)
     figures: dict[str, Callable[[], Figure]] = {
         "density": lambda: plot_density(model, data, seed), "drift": lambda: plot_drift(model, data, seed),
         "trajectories": lambda: plot_trajectories(model, data, seed), "learning": lambda: plot_learning(model),
         "marginals": lambda: plot_marginals(model, data, seed)}
-    written = []
-    for name, draw in figures.items():
-        written.append(Path(folder) / f"{name}.png")
-        draw().savefig(written[-1], dpi=130)
-    return written
+    if data.dim > 2:
+        figures["pairs"] = lambda: plot_pairs(model, data, seed)
+    _check_folder(folder, list(figures))
+    drawn = {folder / f"{name}.png": _png(draw()) for name, draw in figures.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in drawn.items():
+        write_atomically(path, content)
+    return list(drawn)
+
+
+def _check_folder(folder: Path, names: list[str]) -> None:
+    """Finds out before the work, not after it, that figures cannot be written."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise ModelFileError(f"{folder}: cannot be written ({there} is no folder)")
+    for name in names if there == folder else []:
+        check_writable(folder / f"{name}.png")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=130, format="png")
+    return buffer.getvalue()
 
 
 def _density_on_grid(model: FokkerPlanckSDE, plane: _Plane, time: float, limits: Array,
                      seed: int) -> tuple[Array, Array, Array]:
     """The log density on a grid of the plane; above 2-D that of a mixture fitted to projected draws."""
+    if plane.dim > 2:
+        return _smoothed(plane.project(model.sample(4000, time, random_state=seed)), limits, 90)
     x, y = np.meshgrid(*(np.linspace(low, high, 90) for low, high in limits.T))
-    grid = np.stack([x.ravel(), y.ravel()], 1)
-    if plane.dim == 2:
-        return x, y, model.score_samples(grid, time).reshape(x.shape)
+    return x, y, model.score_samples(np.stack([x.ravel(), y.ravel()], 1), time).reshape(x.shape)
+
+
+def _smoothed(points: Array, limits: Array, size: int) -> tuple[Array, Array, Array]:
+    """The log density of points in a plane, (n, 2), on a grid within limits, by kernels."""
     from scipy.stats import gaussian_kde
 
-    drawn = plane.project(model.sample(4000, time, random_state=seed))
-    return x, y, np.log(gaussian_kde(drawn.T)(grid.T) + 1e-300).reshape(x.shape)
+    x, y = np.meshgrid(*(np.linspace(low, high, size) for low, high in limits.T))
+    return x, y, np.log(gaussian_kde(points.T)(np.stack([x.ravel(), y.ravel()])) + 1e-300).reshape(x.shape)
 
 
 def _some(times: Array, most: int = MAX_PANELS) -> Array:

@@ -1,22 +1,21 @@
-"""Snapshots: unpaired samples of a population at several times, and how they are read from files."""
+"""Snapshots: unpaired samples of a population at several times."""
 
 from __future__ import annotations
 
-import csv
-import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_weights", "mean_and_variance", "read_snapshots"]
+__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_finite", "check_weights", "listed",
+           "mean_and_variance"]
 
 Array = NDArray[np.float64]
 
 MIN_POINTS_PER_TIME = 3
-POINT_KEYS = ("X", "Xs", "x", "pcs", "X_pca")
-TIME_KEYS = ("t", "time", "times", "dts", "day", "sample_labels", "samples")
+LARGEST = 1e30
+LEAST_GAP = 1e-6
 
 
 class SnapshotError(ValueError):
@@ -45,16 +44,18 @@ class Snapshots:
         """Checks arrays and builds snapshots from them; points of no weight are dropped.
 
         Raises:
-            SnapshotError: if shapes do not match, values are missing or infinite, there are fewer than two times, a time
-                has fewer than three points of positive weight, a coordinate never varies, or a weight is negative.
+            SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two
+                times, two nearly coincide, a time has fewer than three points of positive weight, a coordinate never
+                varies, or a weight is negative.
         """
-        x, t = np.asarray(x, dtype=np.float64), np.asarray(t, dtype=np.float64)
+        # Copies: what a DataFrame hands out may be read-only, which torch does not take.
+        x, t = np.array(x, dtype=np.float64), np.array(t, dtype=np.float64)
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
             raise SnapshotError(f"points must have shape (n, d) and times shape (n,), got {x.shape} and {t.shape}")
         if x.shape[1] < 1:
             raise SnapshotError("points need at least one coordinate, got none")
         names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
-        _check_finite(x, t, names)
+        check_finite(x, t, names)
         given = None if weights is None else check_weights(weights, len(t))
         times, place = np.unique(t, return_inverse=True)
         if len(times) < 2:
@@ -67,6 +68,7 @@ class Snapshots:
                 f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points"
                 f"{'' if given is None else ' of positive weight'}, the first is "
                 f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
+        _check_range(x, times, names)
         if given is not None:
             used = given > 0
             x, t, given = x[used], t[used], _of_mean_one(given[used], t[used])
@@ -174,115 +176,39 @@ def _of_mean_one(weights: Array, t: Array) -> Array | None:
     return weights / (np.bincount(place, weights) / np.bincount(place))[place]
 
 
-def _check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
-    rows, columns = np.nonzero(~np.isfinite(x))
-    if len(rows):
-        raise SnapshotError(f"{len(np.unique(rows))} points have missing or infinite values (NaN or inf), the first in "
-                            f"row {rows[0]}, coordinate {names[columns[0]]!r}; drop or impute them")
-    rows = np.flatnonzero(~np.isfinite(t))
-    if len(rows):
-        raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), the first in row {rows[0]}")
-
-
-def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = (),
-                   weights: str | None = None) -> Snapshots:
-    """Reads snapshots from a csv or npz file.
-
-    Arguments:
-        path: a csv file with a header and one row a point, or an npz file with an array of points, shape (n, d) or
-            (T, n, d), and an array of times, shape (n,) or (T,).
-        time: the column or array with the times; found by its usual names if left out.
-        features: the columns to use, all but time and weights if empty; for npz, the name of the array of points.
-        weights: the column or array with the weights of the points; equal if left out.
+def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
+    """Refuses points, shape (n, d), or times, shape (n,), that are not finite.
 
     Raises:
-        SnapshotError: if the file cannot be read or used.
+        SnapshotError: if one is not; it names the rows.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise SnapshotError(f"{path}: no such file")
-    readers = {".csv": _read_csv, ".npz": _read_npz}
-    if path.suffix.lower() not in readers:
-        raise SnapshotError(f"{path}: unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
-    try:
-        return readers[path.suffix.lower()](path, time, features, weights)
-    except (OSError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile) as error:
-        raise SnapshotError(f"{path}: cannot be read ({error})") from error
-    except SnapshotError as error:
-        raise SnapshotError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    rows, columns = np.nonzero(~np.isfinite(x))
+    if len(rows):
+        bad = np.unique(rows)
+        raise SnapshotError(f"{len(bad)} points have missing or infinite values (NaN or inf), in rows {listed(bad)}, the "
+                            f"first in coordinate {names[columns[0]]!r}; drop or impute them")
+    rows = np.flatnonzero(~np.isfinite(t))
+    if len(rows):
+        raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), in rows {listed(rows)}; drop these "
+                            "points")
 
 
-def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: str | None) -> Snapshots:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [name.strip() for name in next(rows, [])]
-        body = [row for row in rows if row]
-    if not header or not body:
-        raise SnapshotError("the file is empty; a header and one row for each point are needed")
-    time = _choose(time, header, TIME_KEYS, "column", "--time")
-    given = () if weights is None else (_choose(weights, header, (), "column", "--weights"),)
-    missing = [name for name in features if name not in header]
-    if missing:
-        raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
-    names = features or tuple(name for name in header if name not in (time, *given))
-    if not names:
-        raise SnapshotError(f"no column beside the time {time!r}")
-    for line, row in enumerate(body, 2):
-        if len(row) != len(header):
-            raise SnapshotError(f"line {line} has {len(row)} fields, the header has {len(header)}")
-    wanted = [header.index(name) for name in (time, *names, *given)]
-    table = np.array([[row[i] for i in wanted] for row in body])
-    columns = [_numbers(table[:, j], name) for j, name in enumerate((time, *names, *given))]
-    last = len(names) + 1
-    return Snapshots.of(np.stack(columns[1:last], 1), columns[0], tuple(names), columns[last] if given else None)
+def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
+    """Refuses what is lost in floating point: large values when squared, close times in float32."""
+    rows, columns = np.nonzero(np.abs(x) > LARGEST)
+    if len(rows):
+        raise SnapshotError(f"coordinate {names[columns[0]]!r} has {x[rows[0], columns[0]]:g} in row {rows[0]}, beyond "
+                            f"{LARGEST:g}; drop such points or change the unit")
+    span = times[-1] - times[0]
+    if not 1 / LARGEST < span < LARGEST:
+        raise SnapshotError(f"times from {times[0]:g} to {times[-1]:g} are out of range; change their unit")
+    close = int(np.diff(times).argmin())
+    if times[close + 1] - times[close] < LEAST_GAP * span:
+        raise SnapshotError(f"times {times[close]:.12g} and {times[close + 1]:.12g} are closer than {LEAST_GAP:g} of the "
+                            "time from first to last; merge times that belong together")
 
 
-def _numbers(cells: NDArray[np.str_], name: str) -> Array:
-    try:
-        values = np.array([float(cell) if cell.strip() else np.nan for cell in cells])
-    except ValueError:
-        for line, cell in enumerate(cells, 2):
-            try:
-                float(cell or "nan")
-            except ValueError:
-                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {str(cell)!r}; choose the columns "
-                                    "to use with --features") from None
-        raise
-    bad = np.flatnonzero(~np.isfinite(values)) + 2
-    if len(bad):
-        shown = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise SnapshotError(f"column {name!r} has missing or infinite values in {len(bad)} rows (lines {shown}); "
-                            "drop or impute them")
-    return values
-
-
-def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: str | None) -> Snapshots:
-    with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        keys = list(file.files)
-        t_key = _choose(time, keys, TIME_KEYS, "array", "--time")
-        given = [] if weights is None else [_choose(weights, keys, (), "array", "--weights")]
-        x_key = _choose(features[0] if features else None, [k for k in keys if k not in (t_key, *given)], POINT_KEYS,
-                        "array", "--features")
-        try:
-            x, t, *w = (file[key] for key in (x_key, t_key, *given))
-        except ValueError as error:
-            raise SnapshotError(f"array {' or '.join(map(repr, (x_key, t_key, *given)))} holds objects, not numbers "
-                                f"({error})") from error
-    for key, array in zip((x_key, t_key, *given), (x, t, *w), strict=True):
-        if array.dtype.kind not in "fiub":
-            raise SnapshotError(f"array {key!r} is not numeric, its type is {array.dtype}")
-    if x.ndim == 3 and t.shape == x.shape[:1]:
-        w = [v.reshape(-1) if v.shape == x.shape[:2] else v for v in w]
-        x, t = x.reshape(-1, x.shape[-1]), np.repeat(t, x.shape[1])
-    return Snapshots.of(x, t, weights=w[0] if w else None)
-
-
-def _choose(wanted: str | None, present: list[str], usual: tuple[str, ...], kind: str, option: str) -> str:
-    if wanted is not None:
-        if wanted not in present:
-            raise SnapshotError(f"no {kind} {wanted!r}; there are {', '.join(present) or 'none'}")
-        return wanted
-    found = [name for name in usual if name in present]
-    if not found:
-        raise SnapshotError(f"cannot tell which {kind} to use, name it with {option}; there are {', '.join(present)}")
-    return found[0]
+def listed(places: Iterable[int]) -> str:
+    """Lists the first five of some places, for a message."""
+    shown = list(map(str, places))
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")

@@ -65,6 +65,7 @@ class CubicSplineBasis(nn.Module):
         piece = torch.bucketize(t, self.breaks[1:-1], right=True)
         u = (t - self.breaks[piece])[:, None]
         c = self.coefficients[piece]
-        value = c[:, 0] + u * (c[:, 1] + u * (c[:, 2] + u * c[:, 3]))
+        # Round-off below zero, times a wide cloud's covariance, would outweigh a narrow one's.
+        value = (c[:, 0] + u * (c[:, 1] + u * (c[:, 2] + u * c[:, 3]))).clamp_min(0)
         slope = c[:, 1] + u * (2 * c[:, 2] + u * 3 * c[:, 3])
         return value, slope * inside[:, None]

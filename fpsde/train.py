@@ -7,6 +7,7 @@ solving for part of the parameters) is handed in.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "train"]
+__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "singular_matrices",
+           "train"]
 
 
 class TrainingError(ArithmeticError):
@@ -87,7 +89,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         report: called after every step.
 
     Raises:
-        TrainingError: if `patience` steps in a row had to be skipped.
+        TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
     """
     optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99))
     rates = [group["lr"] for group in optimiser.param_groups]
@@ -120,6 +122,9 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
                 best, best_step, best_state = value, step + 1, _copy(average.module)
         if report is not None:
             report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), terms)
+    if config.steps and not math.isfinite(best):
+        raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
+                            "in the data, or use fewer components")
     return TrainResult(config.steps, skipped, best_step, best, best_state)
 
 
@@ -131,12 +136,12 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but this torch sees no GPU; use device='auto' or 'cpu'")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(name)):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} was asked for, but this torch sees {torch.cuda.device_count() or 'no'} GPU; use "
+                         "device='auto' or 'cpu'")
     return device
 
 
@@ -153,6 +158,16 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def singular_matrices() -> Iterator[None]:
+    """Says in the words of the data, not of linear algebra, that a fit's matrices have become singular."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise TrainingError("a covariance of the density became singular; look for outliers and repeated points in the "
+                            "data, or use fewer components") from error
 
 
 def _descend(loss: Tensor, trained: list[Tensor], clip: float) -> bool:

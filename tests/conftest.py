@@ -5,17 +5,19 @@ import torch
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device that tests run on: cpu or cuda")
-    parser.addoption("--dtype", default="float64", help="dtype of the tests that leave it open: float64 or float32")
+    parser.addoption("--dtype", default="both", help="dtype of the tests that leave it open: float64, float32 or both")
+
+
+def pytest_generate_tests(metafunc):
+    if "dtype" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--dtype")
+        names = ["float64", "float32"] if chosen == "both" else [chosen]
+        metafunc.parametrize("dtype", [getattr(torch, name) for name in names], ids=names)
 
 
 @pytest.fixture
 def device(request):
     return torch.device(request.config.getoption("--device"))
-
-
-@pytest.fixture
-def dtype(request):
-    return getattr(torch, request.config.getoption("--dtype"))
 
 
 @pytest.fixture

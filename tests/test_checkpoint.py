@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file as save_tensors
 
-from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, load_file, save_file
 
 TENSORS = {"a": torch.randn(3, 2), "b": torch.arange(4.0, dtype=torch.float64)}
 
@@ -26,6 +26,13 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         save_file(tmp_path / "m", TENSORS, {"n": 2})
     assert load_file(tmp_path / "m")[1] == {"n": 1}
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_written(value, tmp_path):
+    with pytest.raises(ModelFileError, match="not written, b is not finite"):
+        save_file(tmp_path / "m", {**TENSORS, "b": torch.tensor([1.0, value])}, {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_folder(tmp_path):
@@ -52,7 +59,8 @@ def test_foreign_later_and_poisoned_files(tmp_path):
     save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "1"})
     with pytest.raises(ModelFileError, match="fit again"):
         load_file(tmp_path / "m")
-    save_file(tmp_path / "m", {"a": torch.tensor([float("nan")])}, {})
+    save_tensors({"a": torch.tensor([float("nan")])}, tmp_path / "m",
+                 {"format": "fpsde-model", "version": str(FORMAT_VERSION), "header": "{}"})
     with pytest.raises(ModelFileError, match="not usable"):
         load_file(tmp_path / "m")
     with pytest.raises(ModelFileError, match="no such file"):

@@ -71,6 +71,25 @@ def test_simulate(folder, tmp_path, times, suffix):
         assert len(lines) == 1 + 40 * k
 
 
+@pytest.mark.parametrize("text", ["predator,prey\n1,2\n", "predator,day,prey\n1,0.5,2\n"])
+def test_simulate_from_a_file_of_start_points(text, folder, tmp_path):
+    (tmp_path / "start.csv").write_text(text)
+    result = run("simulate", folder / "m.fpsde", "--start", tmp_path / "start.csv", "--times", "0,1", "-o",
+                 tmp_path / "p.npz", "--paths", 5, "--quiet")
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "p.npz") as file:
+        assert np.array_equal(file["paths"][0], [[2, 1]] * 5)
+
+
+def test_start_points_of_another_kind_are_refused(folder, tmp_path):
+    (tmp_path / "start.csv").write_text("predator,wolf\n1,2\n")
+    arguments = ("simulate", folder / "m.fpsde", "--times", "0,1", "-o", tmp_path / "p.npz", "--start")
+    assert "no column 'prey'" in refused(*arguments, tmp_path / "start.csv")
+    np.savez(tmp_path / "start.npz", np.zeros((4, 3)))
+    assert "3 coordinates, the model 2" in refused(*arguments, tmp_path / "start.npz")
+    assert not (tmp_path / "p.npz").exists()
+
+
 def test_simulate_outside_the_data_warns_in_one_line(folder, tmp_path):
     result = run("simulate", folder / "m.fpsde", "--start", folder / "data.npz", "--times", "0,3", "-o",
                  tmp_path / "p.npz", "--paths", 3, "--quiet")
@@ -86,6 +105,21 @@ def test_evaluate(folder):
     steps = json.loads(run("evaluate", folder / "m.fpsde", folder / "data.npz", "--json").output)["steps"]
     assert len(steps) == 2
     assert all(np.isfinite(step["distances"]["W1"]["model"]) for step in steps)
+
+
+def test_evaluate_writes_json_that_others_read(folder, tmp_path):
+    rows = [row for t in (0, 0.5, 1) for row in zip([t] * 3, *X[t == T][:3].T, strict=True)]
+    (tmp_path / "few.csv").write_text("day,prey,predator\n" + "".join(f"{t},{x},{y}\n" for t, x, y in rows))
+    result = run("evaluate", folder / "m.fpsde", tmp_path / "few.csv", "--json")
+    assert result.exit_code == 0, result.output
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    step = json.loads(result.output, parse_constant=refuse)["steps"][1]
+    assert step["distances"]["energy"]["model"] is None
+    assert step["distances"]["W1"]["midpoint"] is None
+    assert "Warning" not in run("evaluate", folder / "m.fpsde", tmp_path / "few.csv").output
 
 
 def test_plot(folder, tmp_path):
@@ -122,6 +156,26 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
     assert "ends in .npz or .csv" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times",
                                              "0,1", "-o", tmp_path / "paths.txt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_names_that_the_system_does_not_take(folder, tmp_path):
+    long = "n" * 300
+    for arguments in (("fit", folder / "data.csv", "-o", tmp_path / long, "--steps", 10**9),
+                      ("fit", folder / "data.csv", "-o", tmp_path / long / "m.fpsde", "--steps", 10**9),
+                      ("fit", tmp_path / f"{long}.csv"), ("info", tmp_path / long),
+                      ("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / long),
+                      ("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times", "0,1", "-o",
+                       tmp_path / f"{long}.npz")):
+        message = refused(*arguments)
+        assert message.count("\n") == 1
+        assert "no such file" in message or "cannot be written" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(device, folder, tmp_path):
+    assert f"device {device!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", device).replace(
+        "device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got ", "device ")
 
 
 def test_bad_models_are_refused(folder, tmp_path):

@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import numpy as np
@@ -75,18 +76,68 @@ def test_save_and_load(model, tmp_path):
     assert loaded.history_ == model.history_
 
 
-def test_parts_that_do_not_fit_together(model, tmp_path):
-    path = tmp_path / "m.fpsde"
-    model.save(path)
-    tensors, header = load_file(path)
-    for spoil in (lambda t, h: t.pop("sde.coordinates.scale"), lambda t, h: h["parts"]["drift"].update(dim=10**9),
-                  lambda t, h: h["fitted"].pop("names"), lambda t, h: t.update({"density.means": torch.zeros(2)}),
-                  lambda t, h: h["parts"]["drift"].update(unknown=1)):
-        broken = dict(tensors), {k: {**v, "drift": dict(v.get("drift", {}))} for k, v in header.items()}
-        spoil(*broken)
-        save_file(path, *broken)
-        with pytest.raises(ModelFileError, match="damaged, its parts do not fit"):
-            FokkerPlanckSDE.load(path)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.fpsde"
+    FokkerPlanckSDE(**QUICK).fit(X, T).save(path)
+    return load_file(path)
+
+
+def change(place, value):
+    """Changes the header at a place given by its keys with dots."""
+    def spoil(tensors, header):
+        *keys, last = place.split(".")
+        for key in keys:
+            header = header[key]
+        header[last] = value
+    return spoil
+
+
+def weights(name, new):
+    return lambda tensors, header: tensors.update({name: new(tensors[name])})
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda t, h: t.pop("sde.coordinates.scale"), "sde.coordinates.scale is missing"),
+    (lambda t, h: t.pop("sde.drift.own"), "sde.drift.own is missing"),
+    (weights("sde.drift.own", lambda v: v.half()), "sde.drift.own is of type torch.float16, expected float32 or float64"),
+    (weights("sde.drift.own", lambda v: v.double()), "differ in precision"),
+    (weights("sde.coordinates.scale", lambda v: v.int()), "sde.coordinates.scale is of type torch.int32"),
+    (weights("sde.coordinates.scale", lambda v: v > 0), "sde.coordinates.scale is of type torch.bool"),
+    (weights("sde.coordinates.scale", lambda v: -v), "the scaling is not usable"),
+    (weights("sde.time_step", lambda v: 0 * v), "the scaling is not usable"),
+    (weights("density.means", lambda v: v[..., :1]), r"\(.*\)"),
+    (weights("density.means", lambda v: torch.zeros(2)), r"\(.*\)"),
+    (weights("density.covariance.floor", lambda v: -1e6 * v), r"\(.*\)"),
+    (weights("density.basis.breaks", lambda v: v.flip(0)), "increasing"),
+    (change("parts.drift.dim", 10**9), r"\(.*\)"),
+    (change("parts.drift.unknown", 1), "unknown"),
+    (change("parts.drift.hidden", [16]), r"sde.drift.own has shape \(2, 1, 8\), expected \(2, 1, 16\)"),
+    (change("parts.drift_kind", "loud"), "unknown kind of drift 'loud'"),
+    (change("parts.diffusion.kind", "loud"), "unknown kind of diffusion 'loud'"),
+    (change("parts.diffusion.net.dim", 3), "the diffusion has 3 coordinates, the scaling 2"),
+    (change("parts", []), r"\(.*\)"),
+    (lambda t, h: h["fitted"].pop("names"), "names is missing"),
+    (change("fitted.names", ["a"]), r"expected 2 names of coordinates, got \['a'\]"),
+    (change("fitted.names", [1, 2]), r"expected 2 names of coordinates, got \[1, 2\]"),
+    (change("fitted.times", []), "the times are not two or more increasing numbers"),
+    (change("fitted.times", [0, 1, 1, 2]), "the times are not two or more increasing numbers"),
+    (change("fitted.times", "abcd"), r"\(.*\)"),
+    (change("fitted.counts", [1]), "the counts are not one for each of 4 times"),
+    (change("fitted.summary", {}), "skipped_steps is missing"),
+    (change("fitted.summary.residual", "low"), "something else than numbers"),
+    (change("fitted.history", [{"likelihood": 1.0}]), "has no step"),
+    (change("fitted.parameters.drift", "x"), "unknown drift 'x'"),
+    (change("fitted.parameters.verbose", "x"), "verbose is not a whole number"),
+    (change("fitted.parameters", {}), "is missing"),
+])
+def test_parts_that_do_not_fit_together(spoil, message, saved, tmp_path):
+    tensors, header = dict(saved[0]), json.loads(json.dumps(saved[1]))
+    spoil(tensors, header)
+    save_file(tmp_path / "m.fpsde", tensors, header)
+    with pytest.raises(ModelFileError, match=f"m.fpsde: damaged, .*{message}") as caught:
+        FokkerPlanckSDE.load(tmp_path / "m.fpsde")
+    assert "\n" not in str(caught.value)
 
 
 def test_same_seed_same_fit_bit_for_bit():
@@ -212,6 +263,37 @@ def test_fit_on_a_gpu(device):
     model = FokkerPlanckSDE(**{**QUICK, "device": "cuda"}).fit(X, T)
     assert model.sde_.centre.is_cuda
     assert np.isfinite(model.simulate(X[:5], [0, 1.5])).all()
+
+
+def repeated(points):
+    """Three snapshots of 16 points each, of which only the first few are different ones."""
+    return np.repeat(points, -(-16 // points.shape[1]), axis=1)[:, :16].reshape(48, -1)
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+@pytest.mark.parametrize("distinct", [1, 2, 3])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_points_that_coincide_give_a_finite_fit(distinct, dim, drift, rng):
+    x, t = repeated(rng.normal(size=(3, distinct, dim))), np.repeat([0.0, 1.0, 2.0], 16)
+    model = FokkerPlanckSDE(**QUICK, drift=drift).fit(x, t)
+    assert np.isfinite(model.score_samples(x, t)).all()
+    assert np.isfinite(model.drift(x, t)).all()
+    assert np.isfinite(model.diffusion(x, t)).all()
+
+
+@pytest.mark.parametrize("drift", ["time", "autonomous"])
+@pytest.mark.parametrize("outlier", [1e6, 1e12, 1e24])
+def test_an_outlier_leaves_the_fit_finite(outlier, drift):
+    x = X.copy()
+    x[3, 0] = outlier
+    model = FokkerPlanckSDE(**QUICK, drift=drift).fit(x, T)
+    assert np.isfinite(model.score_samples(x, T)).all()
+    assert np.isfinite(model.drift(x, T)).all()
+
+
+def test_times_from_a_data_frame_simulate_without_a_warning(model):
+    times = pd.DataFrame({"t": [0.0, 0.5, 1.0], "other": 0.0})["t"]
+    assert np.array_equal(model.simulate(X[:3], times, random_state=0), model.simulate(X[:3], [0, 0.5, 1], random_state=0))
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])

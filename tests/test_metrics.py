@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from fpsde.metrics import (
     energy_distance,
@@ -30,6 +30,23 @@ def test_wasserstein_in_one_dimension_and_of_a_shift(rng):
     x = rng.normal(size=(60, 3))
     assert wasserstein(x, x + [3.0, 0, 4.0], 2) == pytest.approx(5.0, rel=1e-10)
     assert wasserstein(x, x) == 0
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("m", [30, 47])
+def test_wasserstein_on_a_line_against_linear_programming(order, m, rng):
+    x, y, mass = rng.normal(size=30), rng.gamma(2, size=m), rng.uniform(0.5, 2, 30)
+    for given in (None, mass):
+        ends = [np.full(30, 1 / 30) if given is None else mass / mass.sum(), np.full(m, 1 / m)]
+        sums = np.concatenate([np.kron(np.eye(30), np.ones(m)), np.kron(np.ones(30), np.eye(m))])
+        cost = np.abs(x[:, None] - y).ravel() ** order
+        best = optimize.linprog(cost, A_eq=sums, b_eq=np.concatenate(ends)).fun
+        assert wasserstein(x[:, None], y[:, None], order, given) == pytest.approx(best ** (1 / order), rel=1e-9)
+
+
+def test_a_single_point_has_no_unbiased_distance():
+    for distance in (energy_distance, mmd):
+        assert np.isnan(distance(np.zeros((1, 2)), np.ones((1, 2))))
 
 
 def test_unequal_counts_name_the_extra(rng, monkeypatch):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
+from fpsde.checkpoint import ModelFileError
 from fpsde.evaluation import evaluate_steps, format_fit, format_scores
-from fpsde.plotting import save_figures
+from fpsde.plotting import plot_drift, plot_pairs, save_figures
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
@@ -12,8 +13,53 @@ def test_figures_in_one_and_many_dimensions(dim, drift, tmp_path, rng):
     t = np.repeat([0.0, 1.0, 2.0], 40)
     x = rng.normal(size=(120, dim)) + t[:, None]
     model = FokkerPlanckSDE(2, drift=drift, max_steps=8, hidden=(8,), random_state=0, device="cpu").fit(x, t)
-    for path in save_figures(model, Snapshots.of(x, t), tmp_path):
-        assert path.stat().st_size > 5000
+    written = save_figures(model, Snapshots.of(x, t), tmp_path / "new" / "folder")
+    assert ("pairs.png" in [path.name for path in written]) == (dim > 2)
+    assert all(path.stat().st_size > 5000 for path in written)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    x, t = np.random.default_rng(0).normal(size=(120, 3)), np.repeat([0.0, 1.0, 2.0], 40)
+    model = FokkerPlanckSDE(2, drift="autonomous", max_steps=4, hidden=(8,), random_state=0, device="cpu").fit(x, t)
+    return model, Snapshots.of(x, t)
+
+
+def test_pairs_of_directions_in_the_lower_triangle(fitted):
+    figure = plot_pairs(*fitted)
+    labels = [(axis.get_xlabel(), axis.get_ylabel()) for axis in figure.axes]
+    first, second, third = (f"principal direction {i}" for i in (1, 2, 3))
+    assert labels == [("", second), (first, third), (second, "")]
+
+
+def test_noise_is_drawn_relative_to_the_spread_of_each_coordinate():
+    """Noise of one half of a standard deviation in either coordinate, whatever its units."""
+    x, t = np.random.default_rng(0).normal(size=(120, 2)) * [1.0, 1000.0], np.repeat([0.0, 1.0, 2.0], 40)
+    model = FokkerPlanckSDE(2, drift="autonomous", diffusion=0.5 * x.std(0), max_steps=4, hidden=(8,), random_state=0,
+                            device="cpu").fit(x, t)
+    dots = plot_drift(model, Snapshots.of(x, t)).axes[1].collections[0]
+    assert np.allclose(dots.get_array(), 0.5)
+
+
+@pytest.mark.parametrize("name", ["drift.png", "pairs.png"])
+def test_figures_are_written_all_or_none(name, fitted, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ModelFileError, match=f"{name}: cannot be written"):
+        save_figures(*fitted, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_figure_that_fails_leaves_no_folder(fitted, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr("fpsde.plotting.plot_marginals", fail)
+    with pytest.raises(ValueError, match="no"):
+        save_figures(*fitted, tmp_path / "figures")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelFileError, match="file is no folder"):
+        save_figures(*fitted, tmp_path / "file" / "figures")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 class Truth:

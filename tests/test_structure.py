@@ -10,15 +10,16 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
-    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches"],
-    ["conditioner", "coordinates", "covariance"],
+    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
+     "forecast"],
+    ["conditioner", "coordinates", "covariance", "reading"],
     ["given", "density"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
     ["sde", "fokker_planck"],
-    ["projection", "moments", "model_file"],
-    ["config", "readouts"],
+    ["projection", "moments", "ensemble"],
+    ["config", "readouts", "model_file"],
     ["identification", "identifiability", "arguments"],
     ["fitted"],
     ["estimator"],

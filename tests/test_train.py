@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fpsde.progress import Progress
-from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, train
+from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, singular_matrices, train
 
 
 class Terms(NamedTuple):
@@ -61,6 +61,17 @@ def test_stops_with_a_clear_message_when_it_keeps_happening():
         run(bad=range(10, 300))
 
 
+def test_no_finite_score_is_an_error_and_not_the_initial_state():
+    module = Bowl()
+    with pytest.raises(TrainingError, match="after none of 5 steps was the score"):
+        train(module, [{"params": [module.w]}], lambda step: (torch.ones(3),), lambda m: float("nan"), TrainConfig(steps=5))
+
+
+def test_singular_matrices_are_named_in_words_of_the_data():
+    with pytest.raises(TrainingError, match="look for outliers and repeated points"), singular_matrices():
+        torch.linalg.cholesky(torch.zeros(2, 2))
+
+
 def test_one_thread_is_given_back():
     torch.set_num_threads(2)
     with one_thread(torch.device("cpu")):
@@ -71,11 +82,12 @@ def test_one_thread_is_given_back():
 def test_devices():
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    with pytest.raises(ValueError, match="device must be"):
-        choose_device("abacus")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU"):
-            choose_device("cuda")
+    for name in ("abacus", "mps", "xpu", "meta", "cpu:0", "cuda:", "cuda:-1", 0):
+        with pytest.raises(ValueError, match="device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got"):
+            choose_device(name)
+    for name in (f"cuda:{torch.cuda.device_count()}", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])):
+        with pytest.raises(ValueError, match=r"this torch sees (no|\d+) GPU; use"):
+            choose_device(name)
 
 
 def test_progress_is_plain_lines_without_a_terminal_and_silent_when_asked(monkeypatch, capsys):
