@@ -127,7 +127,10 @@ class FokkerPlanckSDE(FittedModel):
 
             def report(state: Report) -> None:
                 shown.update(state.values)
-                progress.update(state.step, shown)
+                if state.stage:
+                    progress.stage(state.step, state.stage)
+                else:
+                    progress.update(state.step, shown)
 
             with singular_matrices():
                 fitted = identify(data, config, seed, device, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -26,6 +27,10 @@ Array = NDArray[np.float64]
 
 CHUNK = 8192
 GROWTH_STEPS = 20
+
+FORECAST = "this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data were"
+HELD = "drift and diffusion are held at their value at the nearest time of the data"
+DENSITY_HELD = "the density is held at that of the nearest time of the data"
 
 
 class FittedModel(DensityMixin, BaseEstimator):
@@ -91,7 +96,8 @@ class FittedModel(DensityMixin, BaseEstimator):
 
         Arguments:
             X: points, shape (n, d).
-            t: times, shape () or (n,); left out, the density is that of all snapshots pooled.
+            t: times, shape () or (n,); left out, the density is that of all snapshots pooled. Outside the data's times
+                it is held at that of the nearest one, with a warning.
 
         Returns:
             The log-density, shape (n,).
@@ -102,6 +108,7 @@ class FittedModel(DensityMixin, BaseEstimator):
             shares = np.log(self.counts_ / self.counts_.sum())
             return logsumexp([self.score_samples(X, s) + w for s, w in zip(self.times_, shares, strict=True)], axis=0)
         t, result = times_of(t, len(x)), np.empty(len(x))
+        self._warn_outside("density", t, DENSITY_HELD)
         with torch.no_grad():
             # One time at a time in float64: the answer for a point does not depend on the points beside it.
             for time in np.unique(t):
@@ -123,11 +130,21 @@ class FittedModel(DensityMixin, BaseEstimator):
         return float(values.mean() if weights is None else np.average(values, weights=weights))
 
     def sample(self, n: int, t: float, random_state: Any = None) -> Array:
-        """Draws n points from the density at time t, shape (n, d), in data units."""
+        """Draws n points from the density at time t, shape (n, d), in data units.
+
+        Outside the data's times the density is held at that of the nearest one, with a warning.
+
+        Raises:
+            ValueError: if n is not at least 1 or t not a finite number.
+        """
         check_is_fitted(self, "sde_")
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n!r}")
+        time = times_of(t, 1)
+        self._warn_outside("density", time, DENSITY_HELD)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator(device=self._device).manual_seed(seed)
-        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0]
+        z = self.density_.sample(self._dimensionless(float(time[0])), int(n), generator)[0]
         return self._coordinates.outside(z).cpu().numpy()
 
     def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
@@ -155,13 +172,15 @@ class FittedModel(DensityMixin, BaseEstimator):
             raise ValueError(f"times must be increasing numbers, shape (k,), got {times!r}")
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
-        self._warn_outside(times)
+        self._warn_outside("simulating", times, FORECAST if self.sde_.autonomous else HELD)
         x0 = torch.tensor(self._inside(X0), device=self._device)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         silent = (self.verbose if verbose is None else verbose) < 1
-        with Progress("simulating", len(times) - 1, silent=silent) as progress:
-            paths = self.sde_.paths(x0, torch.as_tensor(times), time_step or float(self.sde_.time_step), seed, method,
-                                    lambda done, _: progress.update(done))
+        step = time_step or float(self.sde_.time_step)
+        steps = math.ceil((times[-1] - times[0]) / step)
+        with Progress("simulating", steps, silent=silent) as progress:
+            paths = self.sde_.paths(x0, torch.as_tensor(times), step, seed, method,
+                                    lambda share: progress.update(round(share * steps)))
         return paths.cpu().numpy()
 
     def push(self, X0: ArrayLike, start: float, end: float, *, random_state: Any = None) -> Array:
@@ -209,13 +228,10 @@ class FittedModel(DensityMixin, BaseEstimator):
         parts = [function(a, b) for a, b in zip(times.split(CHUNK), points.split(CHUNK), strict=True)]
         return torch.cat(parts).cpu().numpy()
 
-    def _warn_outside(self, times: Array) -> None:
+    def _warn_outside(self, what: str, times: Array, then: str) -> None:
         first, last = self.sde_.time_range
-        slack = 1e-9 * (last - first)
-        if times[0] >= first - slack and times[-1] <= last + slack:
-            return
-        how = ("this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data "
-               "were" if self.sde_.autonomous else
-               "drift and diffusion are held at their value at the nearest time of the data")
-        warnings.warn(f"simulating from {times[0]:g} to {times[-1]:g}, outside the data's times {first:g} to {last:g}: "
-                      f"{how}", UserWarning, stacklevel=3)
+        slack, start, end = 1e-9 * (last - first), times.min(), times.max()
+        if start < first - slack or end > last + slack:
+            when = f"at {start:g}" if start == end else f"from {start:g} to {end:g}"
+            warnings.warn(f"{what} {when}, outside the data's times {first:g} to {last:g}: {then}", UserWarning,
+                          stacklevel=3)
