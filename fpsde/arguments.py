@@ -51,7 +51,8 @@ def times_of(t: ArrayLike, n: int) -> Array:
     """Returns n times from one or n of them, shape (n,)."""
     times = np.asarray(to_numpy(t), dtype=np.float64)
     if times.shape not in ((), (n,)) or not np.isfinite(times).all():
-        raise ValueError(f"times must be one finite number or {n} of them, got shape {times.shape}")
+        got = times[~np.isfinite(times)][0] if times.shape in ((), (n,)) else f"shape {times.shape}"
+        raise ValueError(f"times must be one finite number{f' or {n} of them' if n != 1 else ''}, got {got}")
     return np.full(n, times)
 
 

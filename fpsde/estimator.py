@@ -138,7 +138,11 @@ class FokkerPlanckSDE(FittedModel):
 
             def report(state: Report) -> None:
                 shown.update(state.values)
-                progress.update(len(fits) * config.steps + state.step, shown)
+                done = len(fits) * config.steps + state.step
+                if state.stage:
+                    progress.stage(done, state.stage)
+                else:
+                    progress.update(done, shown)
 
             with singular_matrices():
                 for part, member_seed in bootstraps(data, seed, self.n_members):

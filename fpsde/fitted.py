@@ -32,6 +32,10 @@ Array = NDArray[np.float64]
 CHUNK = 8192
 GROWTH_STEPS = 20
 
+FORECAST = "this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data were"
+HELD = "drift and diffusion are held at their value at the nearest time of the data"
+DENSITY_HELD = "the density is held at that of the nearest time of the data"
+
 
 class FittedModel(DensityMixin, BaseEstimator):
     """The methods of a model that do not depend on how it was fitted; data come first (X, t), in data units."""
@@ -108,7 +112,8 @@ class FittedModel(DensityMixin, BaseEstimator):
 
         Arguments:
             X: points, shape (n, d).
-            t: times, shape () or (n,); left out, the density is that of all snapshots pooled.
+            t: times, shape () or (n,); left out, the density is that of all snapshots pooled. Outside the data's times
+                it is held at that of the nearest one, with a warning.
 
         Returns:
             The log-density, shape (n,).
@@ -119,6 +124,7 @@ class FittedModel(DensityMixin, BaseEstimator):
             shares = np.log(self.counts_ / self.counts_.sum())
             return logsumexp([self.score_samples(X, s) + w for s, w in zip(self.times_, shares, strict=True)], axis=0)
         t, result = times_of(t, len(x)), np.empty(len(x))
+        self._warn_outside("density", t, DENSITY_HELD)
         with torch.no_grad():
             # One time at a time in float64: the answer for a point does not depend on the points beside it.
             for time in np.unique(t):
@@ -140,11 +146,21 @@ class FittedModel(DensityMixin, BaseEstimator):
         return float(values.mean() if weights is None else np.average(values, weights=weights))
 
     def sample(self, n: int, t: float, random_state: Any = None) -> Array:
-        """Draws n points from the density at time t, shape (n, d), in data units."""
+        """Draws n points from the density at time t, shape (n, d), in data units.
+
+        Outside the data's times the density is held at that of the nearest one, with a warning.
+
+        Raises:
+            ValueError: if n is not at least 1 or t not a finite number.
+        """
         check_is_fitted(self, "sde_")
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n!r}")
+        time = times_of(t, 1)
+        self._warn_outside("density", time, DENSITY_HELD)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         generator = torch.Generator(device=self._device).manual_seed(seed)
-        z = self.density_.sample(self._dimensionless(t), int(n), generator)[0]
+        z = self.density_.sample(self._dimensionless(float(time[0])), int(n), generator)[0]
         return self._coordinates.outside(z).cpu().numpy()
 
     def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
@@ -170,7 +186,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         stops = _increasing(times)
         if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
-        self._warn_outside(stops)
+        self._warn_outside("simulating", stops, self._beyond())
         silent = (self.verbose if verbose is None else verbose) < 1
         return self._paths(self.sde_, self._inside(X0), stops, check_random_state(random_state), silent, time_step, method)
 
@@ -189,7 +205,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "sde_")
         times = _increasing([start, end])
-        self._warn_outside(times)
+        self._warn_outside("simulating", times, self._beyond())
         rng = check_random_state(random_state)
         return self._populations(self.sde_, self._inside(X0), times, rng, self.verbose < 1)[-1]
 
@@ -224,7 +240,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         check_is_fitted(self, "sde_")
         check_band(len(self.members_), level)
         stops, x0 = _increasing(times), self._inside(X0)
-        self._warn_outside(stops)
+        self._warn_outside("simulating", stops, self._beyond())
         rng, values = check_random_state(random_state), []
         with Progress("forecasting", len(self.members_), silent=self.verbose < 1) as progress:
             for k, member in enumerate(self.members_):
@@ -237,9 +253,11 @@ class FittedModel(DensityMixin, BaseEstimator):
                time_step: float | None = None, method: str = "euler") -> Array:
         """Simulated paths, shape (k, n, d)."""
         start, seed = torch.tensor(x0, device=self._device), int(rng.randint(2**31 - 1))
-        with Progress("simulating", len(times) - 1, silent=silent) as progress:
-            paths = sde.paths(start, torch.as_tensor(times), time_step or float(sde.time_step), seed, method,
-                              lambda done, _: progress.update(done))
+        step = time_step or float(sde.time_step)
+        steps = math.ceil((times[-1] - times[0]) / step)
+        with Progress("simulating", steps, silent=silent) as progress:
+            paths = sde.paths(start, torch.as_tensor(times), step, seed, method,
+                              lambda share: progress.update(round(share * steps)))
         return paths.cpu().numpy()
 
     def _populations(self, sde: FittedSDE, x0: Array, times: Array, rng: np.random.RandomState,
@@ -289,16 +307,16 @@ class FittedModel(DensityMixin, BaseEstimator):
         parts = [function(a, b) for a, b in zip(times.split(CHUNK), points.split(CHUNK), strict=True)]
         return torch.cat(parts).cpu().numpy()
 
-    def _warn_outside(self, times: Array) -> None:
+    def _warn_outside(self, what: str, times: Array, then: str) -> None:
         first, last = self.sde_.time_range
-        slack = 1e-9 * (last - first)
-        if times[0] >= first - slack and times[-1] <= last + slack:
-            return
-        how = ("this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data "
-               "were" if self.sde_.autonomous else
-               "drift and diffusion are held at their value at the nearest time of the data")
-        warnings.warn(f"simulating from {times[0]:g} to {times[-1]:g}, outside the data's times {first:g} to {last:g}: "
-                      f"{how}", UserWarning, stacklevel=3)
+        slack, start, end = 1e-9 * (last - first), times.min(), times.max()
+        if start < first - slack or end > last + slack:
+            when = f"at {start:g}" if start == end else f"from {start:g} to {end:g}"
+            warnings.warn(f"{what} {when}, outside the data's times {first:g} to {last:g}: {then}", UserWarning,
+                          stacklevel=3)
+
+    def _beyond(self) -> str:
+        return FORECAST if self.sde_.autonomous else HELD
 
 
 def _increasing(times: ArrayLike) -> Array:

@@ -204,6 +204,8 @@ class _Fit:
 
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
+        if self.report is not None:
+            self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage="solving for drift and noise"))
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
         equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
         explained = solve_moments(equations, rounds)

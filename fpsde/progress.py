@@ -33,7 +33,8 @@ class Progress:
     def __init__(self, label: str, total: int, silent: bool = False, stream: TextIO | None = None) -> None:
         self._label, self._total, self._silent = label, total, silent
         self._stream = sys.stderr if stream is None else stream
-        self._start = self._last = time.monotonic()
+        # Of what is left, the time of the last steps tells most: those before may have been of another kind.
+        self._last, self._last_done, self._resting = time.monotonic(), 0, False
         terminal = bool(getattr(self._stream, "isatty", lambda: False)())
         self._bar = tqdm(total=total, desc=label, file=self._stream, leave=True) if terminal and not silent else None
 
@@ -49,18 +50,32 @@ class Progress:
         """Shows that `done` steps are done, with some values beside."""
         if self._silent:
             return
+        now = time.monotonic()
+        if self._resting:
+            self._last, self._last_done, self._resting = now, done, False
+            if self._bar is not None:
+                self._bar.unpause()
         if self._bar is not None:
             if values and done % 10 == 0:
                 self._bar.set_postfix_str(_format(values), refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        now = time.monotonic()
         if now - self._last < (SECONDS_BETWEEN_LINES if done < self._total else SECONDS_WORTH_A_LINE):
             return
-        self._last = now
-        left = (now - self._start) / max(done, 1) * (self._total - done)
+        left = (now - self._last) / max(done - self._last_done, 1) * (self._total - done)
+        self._last, self._last_done = now, done
         parts = [f"{self._label}: {done}/{self._total}", _format(values or {}), f"{left:.0f} s left"]
         print(" ".join(part for part in parts if part), file=self._stream, flush=True)
+
+    def stage(self, done: int, text: str) -> None:
+        """Says what goes on between two steps for a while; its time is no sign of how long the other steps take."""
+        if self._silent:
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        elif time.monotonic() - self._last >= SECONDS_WORTH_A_LINE:
+            print(f"{self._label}: {done}/{self._total} {text}", file=self._stream, flush=True)
+        self._resting = True
 
 
 def _format(values: Mapping[str, float]) -> str:

@@ -25,6 +25,7 @@ from fpsde.potential import learned_potential
 __all__ = ["FittedSDE", "FreshIncrements", "SimulationError", "simulate"]
 
 FIXED_STEP_METHODS = ("euler", "milstein")
+CALLS_BETWEEN_REPORTS = 16
 
 
 class SimulationError(ArithmeticError):
@@ -127,10 +128,21 @@ class FittedSDE(nn.Module):
 
     @torch.no_grad()
     def paths(self, x0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler",
-              report: Callable[[int, int], None] | None = None) -> Tensor:
-        """Simulates trajectories in dimensionless coordinates; arguments and result as those of :func:`simulate`."""
+              report: Callable[[float], None] | None = None) -> Tensor:
+        """Simulates trajectories in dimensionless coordinates; arguments and result as those of :func:`simulate`.
+
+        What is reported, now and then, is the share of the time from first to last that is behind.
+        """
         start = self.coordinates.inside(x0).to(next(self.drift.parameters()).dtype)
-        inside = simulate(_Dimensionless(self), start, times, time_step, seed, method, report)
+        first, last = float(times[0]), float(times[-1])
+
+        def reached(t: Tensor) -> None:
+            if report is not None:
+                report((float(t) - first) / (last - first))
+
+        inside = simulate(_Dimensionless(self, reached), start, times, time_step, seed, method)
+        if report is not None:
+            report(1.0)
         path = self.coordinates.outside(inside).to(x0)
         path[0] = x0
         return path
@@ -141,11 +153,15 @@ class _Dimensionless(nn.Module):
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, sde: FittedSDE) -> None:
+    def __init__(self, sde: FittedSDE, reached: Callable[[Tensor], None]) -> None:
         super().__init__()
-        self.sde = sde
+        self.sde, self.reached, self.calls = sde, reached, 0
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        # On a GPU, to ask for the time is to wait for it.
+        if self.calls % CALLS_BETWEEN_REPORTS == 0:
+            self.reached(t)
+        self.calls += 1
         f, g = self.sde.dimensionless(t, y)
         return f / self.sde.coordinates.span, g / math.sqrt(self.sde.coordinates.span)
 
@@ -196,8 +212,7 @@ class FreshIncrements(BaseBrownian):
 
 
 @torch.no_grad()
-def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler",
-             report: Callable[[int, int], None] | None = None) -> Tensor:
+def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler") -> Tensor:
     """Simulates trajectories, one call of torchsde for each output interval, so that no output is interpolated.
 
     Arguments:
@@ -207,7 +222,6 @@ def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: 
         time_step: largest step.
         seed: of the noise.
         method: "euler" or "milstein" in fixed steps, or "srk" in adaptive ones.
-        report: called with (intervals done, intervals in all).
 
     Returns:
         The trajectories, shape (k, n, d).
@@ -236,6 +250,4 @@ def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: 
             raise SimulationError(f"{bad} of {len(y)} paths became infinite between times {first:g} and {last:g}; try "
                                   f"a smaller time step than {step:g}, or times within those of the data")
         path.append(y)
-        if report is not None:
-            report(k + 1, len(stops) - 1)
     return torch.stack(path)

@@ -57,6 +57,8 @@ class Report(NamedTuple):
     seconds: float
     skipped: int
     values: Mapping[str, float]
+    stage: str = ""
+    """What begins now and is not counted in steps."""
 
 
 class TrainResult(NamedTuple):

@@ -192,7 +192,9 @@ def test_input_types_agree_and_names_are_kept():
 
 def test_pipeline_and_leaving_one_time_out():
     pipeline = make_pipeline(StandardScaler(), FokkerPlanckSDE(**QUICK))
-    scores = cross_val_score(pipeline, X, T, groups=T, cv=LeaveOneGroupOut())
+    with pytest.warns(UserWarning, match="density at (0|1.5), outside the data's times") as warned:
+        scores = cross_val_score(pipeline, X, T, groups=T, cv=LeaveOneGroupOut())
+    assert len(warned) == 2
     assert scores.shape == (4,)
     assert np.isfinite(scores).all()
 
@@ -204,6 +206,15 @@ def test_arguments_survive_beside_the_methods_of_their_names():
     assert model.set_params(drift="time").get_params()["drift"] == "time"
     with pytest.raises(NotFittedError):
         model.drift(X, 0.0)
+
+
+def test_density_outside_the_data_is_held_and_warns_once(model):
+    with pytest.warns(UserWarning, match="density from 0.5 to 9, outside the data's times 0 to 1.5: .* held") as warned:
+        outside = model.score_samples(X[:2], [0.5, 9.0])
+    assert len(warned) == 1
+    assert outside[1] == model.score_samples(X[1:2], 1.5)[0]
+    with pytest.warns(UserWarning, match="density at -1, outside"):
+        assert np.array_equal(model.sample(5, -1.0, 3), model.sample(5, 0.0, 3))
 
 
 def test_outside_the_data_it_warns_and_says_whether_it_is_a_forecast():
@@ -231,6 +242,13 @@ def test_bad_calls_are_named(model):
         model.drift(X[:, :1], 0.0)
     with pytest.raises(ValueError, match="times must be"):
         model.drift(X, [0.0, 1.0])
+    for t in (np.nan, np.inf, [0.0, 1.0]):
+        with pytest.raises(ValueError, match="times must be one finite number, got"):
+            model.sample(3, t)
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        model.sample(0, 0.5)
+    with pytest.raises(ValueError, match="or 240 of them, got nan"):
+        model.score_samples(X, np.nan)
     with pytest.raises(ValueError, match="time_step"):
         model.simulate(X[:3], [0, 1], time_step=0.0)
 

@@ -109,3 +109,12 @@ def test_time_step_follows_the_fastest_rate():
         sde.drift.readout *= 1000
     sde.choose_time_step(t, z)
     assert float(sde.time_step) < 0.2 * slow
+
+
+def test_paths_report_within_an_interval():
+    sde = FittedSDE(HollowNet(2), ConstantDiffusion(torch.ones(2)), Coordinates(torch.zeros(2), torch.ones(2), torch.tensor([1.0, 4.0])))
+    seen = []
+    sde.paths(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([1.0, 5.0]), 0.01, 0, report=seen.append)
+    assert len(seen) > 20
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == (0.0, 1.0)

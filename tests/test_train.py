@@ -1,3 +1,4 @@
+import io
 from typing import NamedTuple
 
 import pytest
@@ -88,6 +89,31 @@ def test_devices():
     for name in (f"cuda:{torch.cuda.device_count()}", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(ValueError, match=r"this torch sees (no|\d+) GPU; use"):
             choose_device(name)
+
+
+def test_time_left_is_told_by_the_last_steps_and_not_by_a_rest(monkeypatch, capsys):
+    clock = iter([0.0, 20.0, 40.0, 500.0, 512.0])
+    monkeypatch.setattr("fpsde.progress.time.monotonic", lambda: next(clock))
+    progress = Progress("fitting", 100)
+    progress.update(10)
+    progress.stage(10, "solving")
+    progress.update(11)
+    progress.update(17)
+    assert capsys.readouterr().err.splitlines() == [
+        "fitting: 10/100 180 s left", "fitting: 10/100 solving", "fitting: 17/100 166 s left"]
+
+
+def test_a_bar_shows_the_stage(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with Progress("fitting", 10, stream=stream) as progress:
+        progress.stage(0, "solving for drift and noise")
+        progress.update(10)
+    assert "solving for drift and noise" in stream.getvalue()
+    assert "10/10" in stream.getvalue()
 
 
 def test_progress_is_plain_lines_without_a_terminal_and_silent_when_asked(monkeypatch, capsys):
