@@ -199,10 +199,11 @@ class FittedModel(BaseEstimator):
         r"""Tells a statistic of the population at later times, with a band that holds the truth with a chance of `level`.
 
         Every member moves a bootstrap resample of X0 with noise of its own, each point by as many paths as it takes to have
-        4000: the statistic is that of the population, and a sample of it would scatter more. The truth is taken to err from the members'
-        mean as a member does: the band is the prediction interval of Student's t, mean :math:`\pm\ t_{m-1,(1+q)/2}\, s
-        \sqrt{1 + 1/m}` with s the standard deviation over m members; few members give a wide one. It covers the sampling
-        error of the snapshots and of X0 and the chance of the fits, for each number at each time by itself.
+        4000: the statistic is that of the population, and a sample of it would scatter more. The truth is taken to err from
+        the members' mean as a member does: the band is the prediction interval of Student's t, mean
+        :math:`\pm\ t_{m-1,(1+q)/2}\, s \sqrt{1 + 1/m}` with s the standard deviation over m members; few members give a
+        wide one. It covers the sampling error of the snapshots and of X0 and the chance of the fits, for each number at
+        each time by itself.
 
         It does not cover a bias that all members share (nets too smooth, too few steps, noise and drift that the
         snapshots cannot tell apart), nor an equation that is wrong as such: an autonomous drift held where the dynamics

@@ -220,11 +220,10 @@ def plot_forecast(model: FokkerPlanckSDE, X0: Array, times: Array, data: Snapsho
                     axis.scatter(data.times[chosen], np.array(means)[chosen], s=18, color=face, edgecolor=INK, lw=0.9,
                                  zorder=3, label=label)
         if found.times[-1] > last:
-            axis.axvline(last, color=INK, lw=0.8, ls="--")
+            axis.axvline(last, color=INK, lw=0.8, ls="--", label="end of the data fitted")
         axis.set(xlabel="time", ylabel=f"mean of {model.names_[i]}")
     axes[0].legend(fontsize=7, frameon=False)
-    figure.suptitle("Forecast of the population's mean" + " (dashed: the last snapshot fitted)" * bool(found.times[-1] > last),
-                    fontsize=11)
+    figure.suptitle("Forecast of the population's mean", fontsize=11)
     return figure
 
 

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
 from fpsde.evaluation import evaluate_steps, format_fit, format_scores
-from fpsde.plotting import save_figures
+from fpsde.forecast import Forecast
+from fpsde.plotting import plot_forecast, save_figures
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
@@ -14,6 +17,21 @@ def test_figures_in_one_and_many_dimensions(dim, drift, tmp_path, rng):
     model = FokkerPlanckSDE(2, drift=drift, max_steps=8, hidden=(8,), random_state=0, device="cpu").fit(x, t)
     for path in save_figures(model, Snapshots.of(x, t), tmp_path):
         assert path.stat().st_size > 5000
+
+
+def test_figure_of_a_forecast(tmp_path, rng):
+    t = np.repeat([0.0, 1.0, 2.0, 3.0], 30)
+    data = Snapshots.of(rng.normal(size=(120, 2)) + t[:, None], t, weights=rng.uniform(1, 2, 120))
+
+    def forecast(x, times, level, seed):
+        mean, width = x.mean(0) + (times - 1)[:, None], 0.1 + 0.1 * times[:, None]
+        return Forecast(times, mean, mean - width, mean + width)
+
+    model = SimpleNamespace(forecast=forecast, times_=data.times[:3], names_=data.names, n_features_in_=2)
+    figure = plot_forecast(model, data.at(1.0), np.linspace(1, 3, 21), data)
+    figure.savefig(tmp_path / "forecast.png")
+    # The band, the snapshots that were fitted and the one that was not.
+    assert [len(axis.collections) for axis in figure.axes] == [3, 3]
 
 
 class Truth:
