@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 CHUNK = 8192
 GROWTH_STEPS = 20
+MIN_PATHS = 4000
 
 FORECAST = "this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data were"
 HELD = "drift and diffusion are held at their value at the nearest time of the data"
@@ -213,10 +214,12 @@ class FittedModel(DensityMixin, BaseEstimator):
                  statistic: Statistic | None = None) -> Forecast:
         r"""Tells a statistic of the population at later times, with a band that holds the truth with a chance of `level`.
 
-        Every member moves a bootstrap resample of X0 with noise of its own. The truth is taken to err from the members'
-        mean as a member does: the band is the prediction interval of Student's t, mean :math:`\pm\ t_{m-1,(1+q)/2}\, s
-        \sqrt{1 + 1/m}` with s the standard deviation over m members; few members give a wide one. It covers the sampling
-        error of the snapshots and of X0 and the chance of fits and paths, for each number at each time by itself.
+        Every member moves a bootstrap resample of X0 with noise of its own, each point by as many paths as it takes to have
+        4000: the statistic is that of the population, and a sample of it would scatter more. The truth is taken to err from
+        the members' mean as a member does: the band is the prediction interval of Student's t, mean
+        :math:`\pm\ t_{m-1,(1+q)/2}\, s \sqrt{1 + 1/m}` with s the standard deviation over m members; few members give a
+        wide one. It covers the sampling error of the snapshots and of X0 and the chance of the fits, for each number at
+        each time by itself.
 
         It does not cover a bias that all members share (nets too smooth, too few steps, noise and drift that the
         snapshots cannot tell apart), nor an equation that is wrong as such: an autonomous drift held where the dynamics
@@ -241,10 +244,13 @@ class FittedModel(DensityMixin, BaseEstimator):
         check_band(len(self.members_), level)
         stops, x0 = _increasing(times), self._inside(X0)
         self._warn_outside("simulating", stops, self._beyond())
-        rng, values = check_random_state(random_state), []
+        copies, values = math.ceil(MIN_PATHS / len(x0)), []
+        seeds = check_random_state(random_state).randint(2**31 - 1, size=len(self.members_))
         with Progress("forecasting", len(self.members_), silent=self.verbose < 1) as progress:
             for k, member in enumerate(self.members_):
-                start = x0[rng.randint(len(x0), size=len(x0))]
+                rng = np.random.RandomState(seeds[k])
+                # Few points are an error of the start that the resample holds; few paths would add one of our making.
+                start = x0[rng.randint(len(x0), size=len(x0))].repeat(copies, 0)
                 values.append(values_at(self._populations(member.sde, start, stops, rng, silent=True), statistic))
                 progress.update(k + 1)
         return prediction_band(stops, np.stack(values), level)

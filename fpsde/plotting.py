@@ -22,7 +22,7 @@ from fpsde.snapshots import Snapshots
 if TYPE_CHECKING:
     from fpsde.estimator import FokkerPlanckSDE
 
-__all__ = ["plot_density", "plot_drift", "plot_identifiability",
+__all__ = ["plot_density", "plot_drift", "plot_forecast", "plot_identifiability",
            "plot_learning", "plot_marginals", "plot_pairs", "plot_trajectories", "save_figures"]
 
 Array = NDArray[np.float64]
@@ -223,6 +223,44 @@ def plot_marginals(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Fi
             axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7, frameon=False)
     figure.suptitle("Each snapshot predicted from the one before", fontsize=11)
+    return figure
+
+
+def plot_forecast(model: FokkerPlanckSDE, X0: Array, times: Array, data: Snapshots | None = None, level: float = 0.9,
+                  seed: int = 0) -> Figure:
+    """Draws the band of the mean of the first six coordinates, with the means of the snapshots as dots.
+
+    Arguments:
+        model: fitted with three members or more.
+        X0: points at times[0], shape (n, d).
+        times: increasing times, shape (k,).
+        data: the snapshots, those after the fit too; no dots if left out.
+        level: of the band.
+        seed: of resamples and noise.
+
+    Raises:
+        ValueError: if the model has too few members, or an argument cannot be used.
+    """
+    found, last = model.forecast(X0, times, level, seed), model.times_[-1]
+    shown = min(model.n_features_in_, MAX_PANELS)
+    figure, axes = _grid(shown, width=3.6)
+    for i, axis in enumerate(axes):
+        axis.fill_between(found.times, found.low[:, i], found.high[:, i], color="#b8c4d6", alpha=0.7, lw=0,
+                          label=f"{100 * level:g} % band")
+        axis.plot(found.times, found.mean[:, i], color="#c1432e", lw=1.6, label="mean of members")
+        if data is not None:
+            means = [np.average(data.x[data.t == t, i], weights=None if data.weights is None else data.weights[data.t == t])
+                     for t in data.times]
+            fitted = np.isin(data.times, model.times_)
+            for chosen, face, label in ((fitted, INK, "snapshots fitted"), (~fitted, "white", "others")):
+                if chosen.any():
+                    axis.scatter(data.times[chosen], np.array(means)[chosen], s=18, color=face, edgecolor=INK, lw=0.9,
+                                 zorder=3, label=label)
+        if found.times[-1] > last:
+            axis.axvline(last, color=INK, lw=0.8, ls="--", label="end of the data fitted")
+        axis.set(xlabel="time", ylabel=f"mean of {model.names_[i]}")
+    axes[0].legend(fontsize=7, frameon=False)
+    figure.suptitle("Forecast of the population's mean", fontsize=11)
     return figure
 
 

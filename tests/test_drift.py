@@ -6,6 +6,7 @@ from problems import ornstein_uhlenbeck
 
 from fpsde.coordinates import Coordinates
 from fpsde.drift import FREE, LINEAR, PriorDrift
+from fpsde.ensemble import MeanDrift
 from fpsde.fokker_planck import residual
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
@@ -32,11 +33,12 @@ def build(kind):
     metric = torch.tensor([0.3, 4.0, 1.0])
     return randomised({
         "hollow": lambda: HollowNet(DIM, hidden=(6,), time=True), "gradient": lambda: GradientDrift(DIM, 10, metric),
+        "mean": lambda: MeanDrift([PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior) for _ in range(3)]),
         "prior": lambda: PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior),
         "gradient and prior": lambda: PriorDrift(GradientDrift(DIM, 10, metric), prior)}[kind]())
 
 
-@pytest.fixture(params=["hollow", "gradient", "prior", "gradient and prior"])
+@pytest.fixture(params=["hollow", "gradient", "prior", "gradient and prior", "mean"])
 def drift(request):
     return build(request.param)
 

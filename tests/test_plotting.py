@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
 from fpsde.checkpoint import ModelFileError
 from fpsde.evaluation import evaluate_steps, format_fit, format_scores
-from fpsde.plotting import plot_drift, plot_pairs, save_figures
+from fpsde.forecast import Forecast
+from fpsde.plotting import plot_drift, plot_forecast, plot_pairs, save_figures
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
@@ -60,6 +63,21 @@ def test_a_figure_that_fails_leaves_no_folder(fitted, tmp_path, monkeypatch):
     with pytest.raises(ModelFileError, match="file is no folder"):
         save_figures(*fitted, tmp_path / "file" / "figures")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_figure_of_a_forecast(tmp_path, rng):
+    t = np.repeat([0.0, 1.0, 2.0, 3.0], 30)
+    data = Snapshots.of(rng.normal(size=(120, 2)) + t[:, None], t, weights=rng.uniform(1, 2, 120))
+
+    def forecast(x, times, level, seed):
+        mean, width = x.mean(0) + (times - 1)[:, None], 0.1 + 0.1 * times[:, None]
+        return Forecast(times, mean, mean - width, mean + width)
+
+    model = SimpleNamespace(forecast=forecast, times_=data.times[:3], names_=data.names, n_features_in_=2)
+    figure = plot_forecast(model, data.at(1.0), np.linspace(1, 3, 21), data)
+    figure.savefig(tmp_path / "forecast.png")
+    # The band, the snapshots that were fitted and the one that was not.
+    assert [len(axis.collections) for axis in figure.axes] == [3, 3]
 
 
 class Truth:
