@@ -86,8 +86,8 @@ class Truth:
     def __init__(self, wander=0.0):
         self.wander = wander
 
-    def simulate(self, X0, times, random_state):
-        return np.stack([X0, X0 + 1 + self.wander])
+    def push(self, X0, start, end, random_state):
+        return X0 + 1 + self.wander
 
     def sample(self, n, t, random_state):
         return np.random.default_rng(random_state).normal(size=(n, 2)) + t
