@@ -7,7 +7,7 @@ fresh points of fresh runs at 41 times. Snapshots are unpaired: every one comes 
 100 % by definition) and a linear drift with constant noise fitted to the moments of the snapshots. `--suite wide` has more
 systems, up to 20-D, more or fewer snapshots and points, and the maximum-likelihood limit beside (`wide.py`).
 
-    python benchmarks/recovery.py [--seeds 3] [--steps 1000] [--lotka-volterra PATH/lv.npz] [-o FILE]
+    python benchmarks/recovery.py [--seeds 3] [--steps 1000] [--positive] [--lotka-volterra PATH/lv.npz] [-o FILE]
     python benchmarks/recovery.py --suite wide [--snapshots 5,11,21] [--points 200,2000] [--only "coupled, 10-D"] [-o FILE]
 """
 
@@ -29,19 +29,18 @@ from fpsde import FokkerPlanckSDE, read_snapshots
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "lv.npz"
 
 
-def measure(system: System, seed: int, steps: int, components: int, diffusion: str,
-            lotka_volterra: Path) -> dict[str, tuple[float, float]]:
+def measure(system: System, seed: int, arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Errors of drift and diffusion, free-form, and those of the baseline."""
     rng = np.random.default_rng(seed)
     if "lv.npz" in system.name:
-        data = read_snapshots(lotka_volterra)
+        data = read_snapshots(arguments.lotka_volterra)
         x, t = data.x, data.t
     else:
         x, t = system.snapshots(rng)
     fresh = np.concatenate(system.run(1000, np.linspace(0, system.duration, 41), rng))
     f, g = system.drift(fresh), system.diffusion(fresh)
-    model = FokkerPlanckSDE(components, drift="autonomous", diffusion=diffusion, max_steps=steps, random_state=seed)
-    model.fit(x, t)
+    model = FokkerPlanckSDE(arguments.components, drift="autonomous", diffusion=arguments.diffusion,
+                            positive=arguments.positive, max_steps=arguments.steps, random_state=seed).fit(x, t)
     baseline = linear_baseline(x, t)
     return {"fpsde": (relative_error(model.drift(fresh, 0.0), f), relative_error(model.diffusion(fresh, 0.0), g)),
             "linear moments": (relative_error(baseline[0](fresh), f), relative_error(baseline[1](fresh), g))}
@@ -61,9 +60,7 @@ def core_table(arguments: argparse.Namespace) -> list[str]:
             print(f"{arguments.lotka_volterra} is not there: {system.name} left out; name it with --lotka-volterra")
             continue
         start = time.monotonic()
-        results = [measure(system, seed, arguments.steps, arguments.components, arguments.diffusion,
-                           arguments.lotka_volterra)
-                   for seed in range(arguments.seeds)]
+        results = [measure(system, seed, arguments) for seed in range(arguments.seeds)]
         seconds = (time.monotonic() - start) / arguments.seeds
         shown = {(who, k): spread([r[who][k] for r in results]) for who in results[0] for k in (0, 1)}
         lines.append(f"| {system.name} | {shown['fpsde', 0]} | {100 * system.goal[0]:.0f} | {shown['fpsde', 1]} | "
@@ -86,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--components", type=int, default=8)
     parser.add_argument("--diffusion", choices=["state", "constant"], default="state")
+    parser.add_argument("--positive", action="store_true", help="model all coordinates by their logarithm")
     parser.add_argument("--snapshots", type=numbers, help="wide: how many, 11 if left out")
     parser.add_argument("--points", type=numbers, help="wide: in a snapshot, 2000 if left out")
     parser.add_argument("--no-given", action="store_true", help="wide: without the fits that are told the diffusion")
@@ -102,7 +100,8 @@ def main() -> None:
         parser().error("--snapshots and --points go with --suite wide; core has 11 snapshots of 200 or 2000 points")
     torch.set_num_threads(1)
     command = f"--seeds {arguments.seeds} --steps {arguments.steps} --components {arguments.components} " \
-              f"--diffusion {arguments.diffusion}"
+              f"--diffusion {arguments.diffusion}{' --positive' if arguments.positive else ''}" \
+              f"{f' --only {arguments.only!r}' if arguments.only else ''}"
     if arguments.suite == "wide":
         arguments.snapshots, arguments.points = arguments.snapshots or [11], arguments.points or [2000]
         command = f"--suite wide {command} --snapshots {','.join(map(str, arguments.snapshots))} --points " \
