@@ -378,6 +378,7 @@ def test_weights_make_up_for_a_selection():
     assert errors[1] > 0.2
 
 
+@pytest.mark.filterwarnings("ignore:density from .* outside the data's times")
 def test_cross_validation_passes_weights_on(rng):
     weights = rng.uniform(0.5, 2, len(T))
     with config_context(enable_metadata_routing=True):
