@@ -39,7 +39,8 @@ def handmade(kind):
         members.append(Member(sde, build(2, 3 + k)))
     model = FokkerPlanckSDE(n_members=3, drift="gradient" if kind == "gradient" else "autonomous", device="cpu")
     model.names_, model.times_, model.counts_ = ("x1", "x2"), np.unique(T), np.full(3, 40)
-    model.history_, model.summary_, model.n_features_in_ = [], {"members": 3.0}, 2
+    model.history_, model.n_features_in_ = [], 2
+    model.summary_ = {"members": 3.0, "skipped_steps": 0.0, "residual": 0.1, "held_out_likelihood": -1.0}
     model._set_parts(members)
     return model
 
