@@ -322,7 +322,8 @@ def test_only_ratios_of_weights_within_a_time_matter(drift, rng):
     scaled = clone(model).fit(X, T, weights * np.where(T == 0.5, 0.37, 1.9))
     for f in (lambda m: m.drift(X, T), lambda m: m.diffusion(X, T), lambda m: m.score_samples(X, T)):
         assert np.array_equal(f(doubled), f(plain))
-        assert np.allclose(f(scaled), f(plain), rtol=1e-6, atol=1e-6)
+        # Factors that are no powers of two change the weights by round-off, and a fit makes more of it.
+        assert np.allclose(f(scaled), f(plain), rtol=1e-4, atol=1e-4)
     assert np.abs(plain.score_samples(X, T) - clone(model).fit(X, T).score_samples(X, T)).max() > 1e-3
 
 
