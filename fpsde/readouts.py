@@ -19,7 +19,7 @@ from fpsde.moments import MomentEquations, kinds
 
 __all__ = ["coefficients", "path_error", "priors", "solve_moments"]
 
-LARGEST_CHANGE = 0.5
+LARGEST_CHANGE, LARGEST_CORRECTION = 0.5, 5.0
 
 # Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
 DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
@@ -77,7 +77,10 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
         prior[places] = variance
     added = prior * equations.chance(torch.linalg.inv(noise))
     # By the inverse of S = C + A V A^T, as few rows as there are equations.
-    return added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
+    shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
+    moved = matrix @ shift
+    # It is of first order: one much larger than the sampling error itself, as from few points, is not to be trusted.
+    return shift if float(moved @ torch.linalg.solve(noise, moved)) < LARGEST_CORRECTION else torch.zeros_like(shift)
 
 
 @torch.no_grad()
