@@ -16,17 +16,16 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from recovery import SHARED
+from recovery import chosen, snapshots
 from scipy.stats import t as student
-from scores import heading, matches, spread
+from scores import SHARED, heading, matches, spread
 from systems import CORE, Array, System, even, gaussian
 
-from fpsde import FokkerPlanckSDE, read_snapshots, wasserstein
+from fpsde import FokkerPlanckSDE, wasserstein
 
 PULL = System("Ornstein-Uhlenbeck, 1-D", lambda x: -x, even(np.array([0.7])), gaussian(np.array([2.0]), 0.4), 4.0,
               noise=(0.7,))
@@ -38,18 +37,13 @@ MOST = 1000
 def measure(system: System, seed: int, arguments: argparse.Namespace) -> dict[str, float]:
     """W1 of predictions of the last snapshot, coordinates in standard deviations over all data."""
     rng = np.random.default_rng(seed)
-    if "lv.npz" in system.name:
-        data = read_snapshots(arguments.lotka_volterra)
-        x, t = data.x, data.t
-    else:
-        x, t = system.snapshots(rng)
+    x, t = snapshots(system, rng, arguments.lotka_volterra)
     *_, before, last = np.unique(t)
     model = FokkerPlanckSDE(arguments.components, drift="autonomous", max_steps=arguments.steps, random_state=seed)
     model.fit(x[t < last], t[t < last])
     start, observed = (rng.permutation(x[t == when])[:MOST] for when in (before, last))
-    begin = replace(system, start=lambda n, rng: start)
     predictions = (model.push(start, before, last, random_state=seed),
-                   begin.run(len(start), np.array([last - before]), rng)[0],
+                   system.push(start, last - before, rng),
                    system.run(len(start), np.array([last]), rng)[0], start)
     return {name: wasserstein(y / x.std(0), observed / x.std(0)) for name, y in zip(PREDICTIONS, predictions, strict=True)}
 
@@ -58,9 +52,7 @@ def accuracy(arguments: argparse.Namespace) -> list[str]:
     """The lines of the table of W1."""
     lines = [f"W1 to the eleventh snapshot, coordinates in standard deviations, {MOST} points or fewer; median over seeds.",
              "", "| system | " + " | ".join(PREDICTIONS) + " | s per fit |", "|---" * (len(PREDICTIONS) + 2) + "|"]
-    for system in CORE:
-        if not matches(system.name, arguments.only):
-            continue
+    for system in chosen(arguments):
         begin = time.monotonic()
         results = [measure(system, seed, arguments) for seed in range(arguments.seeds)]
         cells = [spread([r[name] for r in results], 1.0, 3, short=True) for name in PREDICTIONS]
@@ -138,7 +130,7 @@ def main() -> None:
     parser.add_argument("--snapshots", type=int, default=6, help="calibration: how many, the last of them left out")
     parser.add_argument("--points", type=int, default=300, help="calibration: in a snapshot")
     parser.add_argument("--only", default="", help="part of a system's name, or several separated by ;")
-    parser.add_argument("--lotka-volterra", type=Path, default=SHARED)
+    parser.add_argument("--lotka-volterra", type=Path, default=SHARED / "lv.npz")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,18 +11,14 @@ Broderick, 2025, https://arxiv.org/abs/2408.06277).
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
-from scores import heading, spread
+from scores import data_parser, heading, parse_with_data, publish, spread
 from systems import CORE, Array
 
 from fpsde import FokkerPlanckSDE, Snapshots, read_snapshots
 from fpsde.metrics import transport_midpoint, wasserstein
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "lv.npz"
 TRUTH = CORE[-1]
 METHODS = {"density": "density", "SDE": "SDE from the snapshot before", "midpoint": "transport midpoint",
            "truth": "true SDE from the snapshot before", "floor": "another sample of the truth"}
@@ -37,26 +33,14 @@ def score(model: FokkerPlanckSDE, data: Snapshots, j: int, seed: int) -> dict[st
         "density": model.sample(len(observed), now, random_state=seed),
         "SDE": model.simulate(before, [start, now], random_state=seed)[-1],
         "midpoint": transport_midpoint(before, after)[0],
-        "truth": pushed(before, now - start, rng),
+        "truth": TRUTH.push(before, now - start, rng),
         "floor": TRUTH.run(len(observed), np.array([now]), rng)[0]}
     return {name: wasserstein(x, observed, 2) for name, x in predictions.items()}
 
 
-def pushed(x: Array, span: float, rng: np.random.Generator) -> Array:
-    """Points after some time of the true SDE."""
-    h = span / 200
-    for _ in range(200):
-        x = x + TRUTH.drift(x) * h + TRUTH.diffusion(x) * np.sqrt(h) * rng.standard_normal(x.shape)
-    return x
-
-
 def main() -> None:
     """Prints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", default=SHARED)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse_with_data(data_parser(__doc__, "lv.npz"))
     torch.set_num_threads(1)
     lines = heading(f"Every second snapshot left out: {arguments.data.name}",
                     f"python benchmarks/interpolation.py {arguments.data.name} --seeds {arguments.seeds}")
@@ -78,9 +62,7 @@ def main() -> None:
         lines.append(f"| {data.times[j]:g} | " + " | ".join(shown) + " |")
     means = (spread(np.mean(list(results[name].values()), axis=0).tolist(), 1, 3) for name in METHODS)
     lines.append("| mean | " + " | ".join(means) + " |")
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,13 @@ Defaults of the estimator; nothing is chosen on a left-out time.
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import torch
-from scores import heading
+from scores import data_parser, heading, parse_with_data, publish
 
 from fpsde import FokkerPlanckSDE, read_snapshots
 from fpsde.evaluation import LEFT_OUT_PREDICTIONS, LeftOutScore, leave_one_out
 from fpsde.snapshots import Snapshots
-
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "eb5.npz"
 
 
 def fit(data: Snapshots, seed: int) -> FokkerPlanckSDE:
@@ -47,11 +42,7 @@ def table(scores: list[LeftOutScore]) -> list[str]:
 
 def main() -> None:
     """Prints and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", default=SHARED)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse_with_data(data_parser(__doc__, "eb5.npz"))
     torch.set_num_threads(1)
     lines = heading(f"Leave one time out: {arguments.data.name}",
                     f"python benchmarks/leave_one_out.py {arguments.data.name} --seeds {arguments.seeds}")
@@ -62,9 +53,7 @@ def main() -> None:
 
     scores = leave_one_out(fit, read_snapshots(arguments.data), seeds=range(arguments.seeds), report=report)
     lines += ["Exact W1 to all points of the left-out time, coordinates in standard deviations.", "", *table(scores)]
-    print("\n".join(lines))
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n")
+    publish(lines, arguments.output)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ References:
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -40,9 +39,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from leave_one_out import SHARED
 from numpy.typing import NDArray
-from scores import heading
+from scores import data_parser, heading, parse_with_data
 from torch import Tensor, nn
 
 from fpsde import FokkerPlanckSDE, read_snapshots
@@ -298,14 +296,11 @@ def report_lines(scores: list[Score], head: list[str], steps: int) -> list[str]:
 
 def main() -> None:
     """Prints every score as it comes and rewrites the results after each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", default=SHARED)
-    parser.add_argument("--seeds", type=int, default=3, help="of every method")
+    parser = data_parser(__doc__, "eb5.npz")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of a peer's training, {STEPS} as published")
     parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="of learning, .0001 or .001 as published")
     parser.add_argument("--curve", type=Path, metavar="FIGURE", help="score peers while they train, and draw that")
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
+    arguments = parse_with_data(parser)
     try:
         import torchcfm  # noqa: F401
     except ImportError as error:

@@ -15,28 +15,41 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from baseline import linear_baseline
-from scores import heading, matches, relative_error, spread
-from systems import CORE, System
+from scores import SHARED, heading, matches, relative_error, spread
+from systems import CORE, Array, System
 from wide import wide_table
 
 from fpsde import FokkerPlanckSDE, read_snapshots
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "lv.npz"
+
+def chosen(arguments: argparse.Namespace) -> Iterator[System]:
+    """The core systems that are asked for and whose data are there."""
+    for system in CORE:
+        if matches(system.name, arguments.only):
+            if "lv.npz" not in system.name or arguments.lotka_volterra.is_file():
+                yield system
+            else:
+                print(f"{arguments.lotka_volterra} is not there: {system.name} left out; name it with --lotka-volterra")
+
+
+def snapshots(system: System, rng: np.random.Generator, lotka_volterra: Path) -> tuple[Array, Array]:
+    """Points and their times: drawn, or those of the file."""
+    if "lv.npz" not in system.name:
+        return system.snapshots(rng)
+    data = read_snapshots(lotka_volterra)
+    return data.x, data.t
 
 
 def measure(system: System, seed: int, arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Errors of drift and diffusion, free-form, and those of the baseline."""
     rng = np.random.default_rng(seed)
-    if "lv.npz" in system.name:
-        data = read_snapshots(arguments.lotka_volterra)
-        x, t = data.x, data.t
-    else:
-        x, t = system.snapshots(rng)
+    x, t = snapshots(system, rng, arguments.lotka_volterra)
     fresh = np.concatenate(system.run(1000, np.linspace(0, system.duration, 41), rng))
     f, g = system.drift(fresh), system.diffusion(fresh)
     model = FokkerPlanckSDE(arguments.components, drift="autonomous", diffusion=arguments.diffusion,
@@ -53,12 +66,7 @@ def core_table(arguments: argparse.Namespace) -> list[str]:
              "", "| system | drift | goal | diffusion | goal | linear moments: drift | diffusion | s per fit |",
              "|---|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
-    for system in CORE:
-        if not matches(system.name, arguments.only):
-            continue
-        if "lv.npz" in system.name and not arguments.lotka_volterra.is_file():
-            print(f"{arguments.lotka_volterra} is not there: {system.name} left out; name it with --lotka-volterra")
-            continue
+    for system in chosen(arguments):
         start = time.monotonic()
         results = [measure(system, seed, arguments) for seed in range(arguments.seeds)]
         seconds = (time.monotonic() - start) / arguments.seeds
@@ -88,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=numbers, help="wide: in a snapshot, 2000 if left out")
     parser.add_argument("--no-given", action="store_true", help="wide: without the fits that are told the diffusion")
     parser.add_argument("--only", default="", help="part of a system's name, or several separated by ;")
-    parser.add_argument("--lotka-volterra", type=Path, default=SHARED)
+    parser.add_argument("--lotka-volterra", type=Path, default=SHARED / "lv.npz")
     parser.add_argument("-o", "--output", type=Path)
     return parser
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 from systems import Array
 
-__all__ = ["heading", "matches", "relative_error", "spread"]
+__all__ = ["SHARED", "data_parser", "heading", "matches", "parse_with_data", "publish", "relative_error", "spread"]
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def heading(title: str, command: str, packages: Sequence[str] = ("torch",)) -> list[str]:
@@ -25,6 +29,30 @@ def heading(title: str, command: str, packages: Sequence[str] = ("torch",)) -> l
 def matches(name: str, only: str) -> bool:
     """Whether a name holds one of the parts that ; separates."""
     return any(part.strip() in name for part in only.split(";"))
+
+
+def data_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark on a file that lies beside the checkout unless named."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?", default=SHARED / name)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    return parser
+
+
+def parse_with_data(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, if the file is there."""
+    arguments = parser.parse_args()
+    if not arguments.data.is_file():
+        parser.error(f"{arguments.data} is not there: name the file")
+    return arguments
+
+
+def publish(lines: Sequence[str], output: Path | None) -> None:
+    """Prints a table and writes it, if a file is named."""
+    print("\n".join(lines))
+    if output:
+        output.write_text("\n".join(lines) + "\n")
 
 
 def relative_error(value: Array, truth: Array) -> float:

@@ -63,6 +63,10 @@ class System:
             states.append(x)
         return states
 
+    def push(self, x: Array, span: float, rng: np.random.Generator) -> Array:
+        """Points after some time of the true equation."""
+        return replace(self, start=lambda n, rng: x).run(len(x), np.array([span]), rng)[0]
+
     def snapshots(self, rng: np.random.Generator, count: int = 11, points: int | None = None) -> tuple[Array, Array]:
         """Unpaired snapshots at even times, eleven unless asked otherwise: points and their times."""
         times, points = np.linspace(0, self.duration, count), points or self.points

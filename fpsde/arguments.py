@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from fpsde.config import IdentificationConfig
 from fpsde.snapshots import SnapshotError, Snapshots
 
-__all__ = ["Setting", "check_positive", "fit_config", "times_of", "to_numpy"]
+__all__ = ["Setting", "check_positive", "fit_config", "positive_places", "times_of", "to_numpy"]
 
 Array = NDArray[np.float64]
 
@@ -72,16 +72,20 @@ def _known_levels(diffusion: Any, dim: int) -> tuple[float, ...]:
     return tuple(np.broadcast_to(values, (dim,)).tolist())
 
 
-def _which_positive(wanted: bool | Sequence[str | int], names: tuple[str, ...]) -> tuple[bool, ...]:
-    """Which coordinates are meant: all, none, or those of the given names or places."""
+def positive_places(wanted: bool | Sequence[str | int], names: tuple[str, ...]) -> list[int]:
+    """Returns the places of the coordinates that are meant: all, none, or those of the given names or places.
+
+    Raises:
+        ValueError: if there is no such coordinate.
+    """
     if isinstance(wanted, (bool, np.bool_)):
-        return (bool(wanted),) * len(names)
+        return list(range(len(names))) if wanted else []
     places = range(len(names))
     unknown = [v for v in wanted if v not in names and not (isinstance(v, (int, np.integer)) and v in places)]
     if unknown or isinstance(wanted, str):
         missing = unknown[0] if unknown else wanted
         raise ValueError(f"positive must be True, False or coordinates, there is no {missing!r} among {', '.join(names)}")
-    return tuple(name in wanted or i in wanted for i, name in enumerate(names))
+    return [i for i, name in enumerate(names) if name in wanted or i in wanted]
 
 
 def check_positive(x: Array, positive: NDArray[np.bool_], names: tuple[str, ...]) -> None:
@@ -111,7 +115,8 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
     if not 0 <= given["validation_fraction"] < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {given['validation_fraction']!r}")
-    positive = _which_positive(given["positive"], data.names)
+    places = positive_places(given["positive"], data.names)
+    positive = tuple(i in places for i in range(data.dim))
     check_positive(data.x, np.array(positive), data.names)
     if any(positive) and drift == "gradient":
         raise ValueError("drift='gradient' is a gradient in data units; with `positive` use 'autonomous'")

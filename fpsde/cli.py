@@ -17,6 +17,7 @@ import click
 import numpy as np
 import torch
 
+from fpsde.arguments import positive_places
 from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
@@ -109,7 +110,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
         check_writable(output)
-        settings["positive"] = _places(settings["positive"], snapshots.names)
+        settings["positive"] = positive_places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
         model.names_ = snapshots.names
@@ -184,7 +185,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
 
 def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
                        settings: dict[str, Any]) -> None:
-    settings["positive"] = _places(settings["positive"], snapshots.names)
+    settings["positive"] = positive_places(settings["positive"], snapshots.names)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
         return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
@@ -248,16 +249,6 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
 
 def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
     return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
-
-
-def _places(wanted: bool | list[str], names: tuple[str, ...]) -> bool | list[int]:
-    """Places of coordinates that are named: an array of points has no names."""
-    if isinstance(wanted, bool):
-        return wanted
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise ValueError(f"--positive: no coordinate {unknown[0]!r}; there are {', '.join(names)}")
-    return [names.index(name) for name in wanted]
 
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:

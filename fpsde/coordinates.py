@@ -44,6 +44,8 @@ class Coordinates(nn.Module):
         self.register_buffer("scale", scale.double())
         self.register_buffer("clock", clock.double())
         self.register_buffer("positive", positive.bool())
+        # Asked once, not at every step on a device.
+        self.any_positive = bool(positive.any())
 
     @classmethod
     def of(cls, data: Snapshots, positive: tuple[bool, ...]) -> Coordinates:
@@ -101,13 +103,21 @@ class Coordinates(nn.Module):
         """
         return self.clock[1] ** power * torch.where(self.positive, values / x, values) / self.scale
 
-    def vectors(self, x: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Brings drift and noise out, to data units per (square root of) time unit.
+    def drift(self, x: Tensor, f: Tensor, g: Tensor | None = None) -> Tensor:
+        """Brings a drift out, to data units per time unit, with Ito's term of positive coordinates.
 
         Arguments:
             x: points in data units, shape (..., d).
             f: dimensionless drift there, shape (..., d).
-            g: dimensionless noise there, shape (..., d).
+            g: dimensionless noise there, shape (..., d); may be left out if no coordinate is positive.
         """
-        f, g = f.double() * self.scale / self.clock[1], g.double() * self.scale / self.clock[1].sqrt()
-        return torch.where(self.positive, x * (f + 0.5 * g.square()), f), torch.where(self.positive, x * g, g)
+        f = f.double() * self.scale / self.clock[1]
+        if g is None:
+            return f
+        a = (g.double() * self.scale).square() / self.clock[1]
+        return torch.where(self.positive, x * (f + 0.5 * a), f)
+
+    def diffusion(self, x: Tensor, g: Tensor) -> Tensor:
+        """Brings dimensionless noise g at points x, both of shape (..., d), out, to data units per root of time unit."""
+        g = g.double() * self.scale / self.clock[1].sqrt()
+        return torch.where(self.positive, x * g, g)

@@ -1,7 +1,6 @@
 r"""Diagonal diffusions g, by way of the variances :math:`a_i = g_i^2` and their dimension-wise derivatives.
 
-Each form says how a reacts to a small change of its readout, which is what :mod:`fpsde.projection` solves for: for an
-operator :math:`c_0 + c_1 D + c_2 D^2` it returns the operator applied to the derivative of a by each readout.
+Their columns are those of a: it is a in which the Fokker-Planck equation is linear.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.drift import FREE
+from fpsde.field import FREE, AbstractField
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
 from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
@@ -24,40 +23,12 @@ SHARPNESS = 3.0
 FLOOR = 0.05
 
 
-class AbstractDiffusion(nn.Module):
+class AbstractDiffusion(AbstractField):
     """A diagonal diffusion g(t, x), positive, in units of x per square root of time."""
-
-    @abstractmethod
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        """Returns g, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
 
     @abstractmethod
     def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d)."""
-
-    @abstractmethod
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        """Applies an operator with coefficients of shape (n, d) to da / d readout, shape (d, n, P)."""
-
-    @abstractmethod
-    def get_readout(self) -> Tensor:
-        """Returns the readout of every coordinate, shape (d, P); P = 0 if there is nothing to learn."""
-
-    @abstractmethod
-    def set_readout(self, values: Tensor) -> None:
-        """Sets the readout from a tensor of shape (d, P)."""
-
-    @abstractmethod
-    def readout_parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters that the readout consists of."""
-
-    @abstractmethod
-    def penalty(self, hidden: float, linear: float) -> Tensor:
-        """Returns the ridge on the readouts of a coordinate, shape (P,)."""
-
-    @abstractmethod
-    def groups(self) -> Tensor:
-        """Returns the kind of each readout of a coordinate as :meth:`HollowNet.groups` does, shape (P,)."""
 
 
 class AbstractKnownDiffusion(AbstractDiffusion):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from fpsde.density import AbstractDensity, DensityTerms, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion
 from fpsde.drift import AbstractDrift
+from fpsde.field import AbstractField
 from fpsde.growth import Growth
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
@@ -55,95 +56,73 @@ def bootstraps(data: Snapshots, seed: int, n_members: int) -> list[tuple[Snapsho
     return [(Snapshots.of(data.x, data.t, data.names, w), int(rng.integers(2**31 - 1))) for w in weights]
 
 
-class MeanDrift(AbstractDrift):
-    """The mean of several drifts; its readout is theirs, side by side.
+class _Members(AbstractField):
+    """Fields of the same kind whose mean this one is; its readout is theirs, side by side."""
+
+    def __init__(self, members: Sequence[AbstractField]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        return torch.cat([member.columns(t, x, operator) for member in self._fields()], -1) / len(self.members)
+
+    def get_readout(self) -> Tensor:
+        return torch.cat([member.get_readout() for member in self._fields()], -1)
+
+    def set_readout(self, values: Tensor) -> None:
+        for member, part in zip(self._fields(), values.chunk(len(self.members), -1), strict=True):
+            member.set_readout(part)
+
+    def readout_parameters(self) -> list[nn.Parameter]:
+        return [parameter for member in self._fields() for parameter in member.readout_parameters()]
+
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        return torch.cat([member.penalty(hidden, linear) for member in self._fields()])
+
+    def groups(self) -> Tensor:
+        return torch.cat([member.groups() for member in self._fields()])
+
+    def _fields(self) -> list[AbstractField]:
+        return cast(list[AbstractField], list(self.members))
+
+
+class MeanDrift(_Members, AbstractDrift):
+    """The mean of several drifts.
 
     Arguments:
         members: drifts of the same kind.
     """
 
     def __init__(self, members: Sequence[AbstractDrift]) -> None:
-        super().__init__()
-        self._members = nn.ModuleList(members)
+        super().__init__(members)
         self.dim, self.time = members[0].dim, members[0].time
         self.settings = {"members": [member.settings for member in members]}
-
-    @property
-    def members(self) -> list[AbstractDrift]:
-        """The drifts that this one is the mean of."""
-        return cast(list[AbstractDrift], list(self._members))
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x) for member in self.members])
 
     def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
-        parts = [member.derivatives(t, x, order) for member in self.members]
+        parts = [cast(AbstractDrift, member).derivatives(t, x, order) for member in self.members]
         return tuple(_mean(part) for part in zip(*parts, strict=True))
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:
-        return _mean([member.known(t, x) for member in self.members])
-
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return torch.cat([member.columns(t, x, operator) for member in self.members], -1) / len(self._members)
-
-    def get_readout(self) -> Tensor:
-        return torch.cat([member.get_readout() for member in self.members], -1)
-
-    def set_readout(self, values: Tensor) -> None:
-        for member, part in zip(self.members, values.chunk(len(self._members), -1), strict=True):
-            member.set_readout(part)
-
-    def readout_parameters(self) -> list[nn.Parameter]:
-        return [parameter for member in self.members for parameter in member.readout_parameters()]
-
-    def penalty(self, hidden: float, linear: float) -> Tensor:
-        return torch.cat([member.penalty(hidden, linear) for member in self.members])
-
-    def groups(self) -> Tensor:
-        return torch.cat([member.groups() for member in self.members])
+        return _mean([cast(AbstractDrift, member).known(t, x) for member in self.members])
 
 
-class MeanDiffusion(AbstractDiffusion):
-    """The root of the mean of the squares of several diffusions; its readout is theirs, side by side.
+class MeanDiffusion(_Members, AbstractDiffusion):
+    """The root of the mean of the squares of several diffusions.
 
     Arguments:
         members: diffusions of the same kind.
     """
 
-    def __init__(self, members: Sequence[AbstractDiffusion]) -> None:
-        super().__init__()
-        self._members = nn.ModuleList(members)
-
-    @property
-    def members(self) -> list[AbstractDiffusion]:
-        """The diffusions that this one is the mean of."""
-        return cast(list[AbstractDiffusion], list(self._members))
-
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x).square() for member in self.members]).sqrt()
 
     def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, slope, bend = zip(*(member.variance(t, x) for member in self.members), strict=True)
-        return _mean(a), _mean(slope), _mean(bend)
-
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return torch.cat([member.columns(t, x, operator) for member in self.members], -1) / len(self._members)
-
-    def get_readout(self) -> Tensor:
-        return torch.cat([member.get_readout() for member in self.members], -1)
-
-    def set_readout(self, values: Tensor) -> None:
-        for member, part in zip(self.members, values.chunk(len(self._members), -1), strict=True):
-            member.set_readout(part)
-
-    def readout_parameters(self) -> list[nn.Parameter]:
-        return [parameter for member in self.members for parameter in member.readout_parameters()]
-
-    def penalty(self, hidden: float, linear: float) -> Tensor:
-        return torch.cat([member.penalty(hidden, linear) for member in self.members])
-
-    def groups(self) -> Tensor:
-        return torch.cat([member.groups() for member in self.members])
+        parts = [cast(AbstractDiffusion, member).variance(t, x) for member in self.members]
+        a, slope, bend = (_mean(part) for part in zip(*parts, strict=True))
+        return a, slope, bend
 
 
 class MeanDensity(AbstractDensity):

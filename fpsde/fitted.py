@@ -60,9 +60,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         Raises:
             ValueError: if the standard deviation of a single member is asked for.
         """
-        check_is_fitted(self, "sde_")
-        value = self._evaluate(self.sde_.f, X, t)
-        return (value, self._deviation(lambda sde: sde.f, X, t)) if return_std else value
+        return self._with_deviation(lambda sde: sde.f, X, t, return_std)
 
     @Setting
     def diffusion(self, X: ArrayLike, t: ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
@@ -75,9 +73,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         Raises:
             ValueError: if the standard deviation of a single member is asked for.
         """
-        check_is_fitted(self, "sde_")
-        value = self._evaluate(self.sde_.g, X, t)
-        return (value, self._deviation(lambda sde: sde.g, X, t)) if return_std else value
+        return self._with_deviation(lambda sde: sde.g, X, t, return_std)
 
     def potential(self, X: ArrayLike) -> Array:
         """Evaluates the potential V of a drift learned as f = -grad V, known terms left out.
@@ -288,11 +284,17 @@ class FittedModel(DensityMixin, BaseEstimator):
         self._coordinates = self.sde_.coordinates
         self._device = self._coordinates.centre.device
 
-    def _deviation(self, function: Callable[[FittedSDE], Any], x: ArrayLike, t: ArrayLike) -> Array:
-        """The standard deviation over members of what a function takes from each, shape (n, d)."""
+    def _with_deviation(self, function: Callable[[FittedSDE], Any], x: ArrayLike, t: ArrayLike,
+                        return_std: bool) -> Array | tuple[Array, Array]:
+        """What a function takes from the equation, shape (n, d), and, if asked for, its deviation over the members."""
+        check_is_fitted(self, "sde_")
+        value = self._evaluate(function(self.sde_), x, t)
+        if not return_std:
+            return value
         if len(self.members_) == 1:
             raise ValueError("one member has no standard deviation: fit with n_members=2 or more")
-        return np.std([self._evaluate(function(member.sde), x, t) for member in self.members_], axis=0, ddof=1)
+        values = [self._evaluate(function(member.sde), x, t) for member in self.members_]
+        return value, np.std(values, axis=0, ddof=1)
 
     def _points(self, x: ArrayLike) -> Array:
         return validate_data(self, to_numpy(x), dtype=np.float64, reset=False)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fpsde.density import AbstractDensity, DensityTerms
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
+from fpsde.field import AbstractField
 from fpsde.growth import Growth
 
 __all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual"]
@@ -162,9 +163,9 @@ class FokkerPlanckLoss(nn.Module):
             loss = loss + weights.drift_energy * learned.square().sum(-1).mean()
         return LossTerms(loss, likelihood, squared)
 
-    def nets(self) -> list[AbstractDrift | AbstractDiffusion | Growth]:
+    def nets(self) -> list[AbstractField | Growth]:
         """Returns what is learned beside the density."""
-        learned: list[AbstractDrift | AbstractDiffusion | Growth] = [self.drift, self.diffusion]
+        learned: list[AbstractField | Growth] = [self.drift, self.diffusion]
         return learned if self.growth is None else [*learned, self.growth]
 
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:

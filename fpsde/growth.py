@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fpsde.drift import COUPLED, FREE, LINEAR
+from fpsde.field import COUPLED, FREE, LINEAR
 
 __all__ = ["Growth", "multiplied"]
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.conditioner import AbstractConditioner, LeaveOneOutConditioner, MaskedConditioner, random_weight
-from fpsde.drift import COUPLED, FREE, LINEAR, OWN, AbstractDrift
+from fpsde.drift import AbstractDrift
+from fpsde.field import COUPLED, FREE, LINEAR, OWN
 from fpsde.taylor import ACTIVATIONS, Series, to_derivatives
 
 __all__ = ["CONDITIONERS", "HollowNet"]

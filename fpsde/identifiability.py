@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion, KnownDiffusion
-from fpsde.drift import FREE, LINEAR
 from fpsde.evidence import explain
+from fpsde.field import FREE, LINEAR
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
@@ -161,13 +161,13 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     free = [kind in (LINEAR, FREE) for kind in labels.unique().tolist()]
     whole = [path_error(noise), *(prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE) if is_free
                                   else prior for is_free, (_, prior) in zip(free, groups, strict=True))]
-    start = explain(equations.change - equations.moved - spread, noise, whole)
+    start = explain(equations.unmoved() - spread, noise, whole)
     allowed = 1 + start.variances[0]
     kernels = [variance * prior.kernel for variance, (_, prior) in zip(start.variances[1:], groups, strict=True)]
     bent = torch.stack(kernels).sum(0)
     misfit = []
     for scale in SCALES:
-        observed = equations.change - equations.moved - scale**2 * spread
+        observed = equations.unmoved() - scale**2 * spread
         dual = torch.linalg.solve(allowed * noise + bent, observed)
         # More noise and more drift make the correction of the path noisier: the weights are those of this scale.
         drift.set_readout(coefficients(equations.transport, groups, start.variances[1:], dual).view_as(readout))

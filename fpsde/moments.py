@@ -28,8 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpsde.diffusion import AbstractDiffusion
-from fpsde.drift import AbstractDrift
+from fpsde.field import AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
 
@@ -144,10 +143,16 @@ class MomentEquations:
         Exact in the drift, Gauss-Newton in the diffusion.
         """
         spreading, spread = self.spreading()
-        moved = self.moved + self.transport @ self.model.drift.get_readout().double().flatten()
-        if self.model.growth is not None:
-            moved = moved + self.growing @ self.model.growth.get_readout().double().flatten()
-        return torch.cat([self.transport, spreading, self.growing], -1), self.change - moved - spread
+        left = self.unmoved() - self.transport @ self.model.drift.get_readout().double().flatten() - spread
+        return torch.cat([self.transport, spreading, self.growing], -1), left
+
+    @torch.no_grad()
+    def unmoved(self) -> Tensor:
+        """Returns the changes that neither the functions' own motion nor what is known nor growth explains, (rows,)."""
+        left = self.change - self.moved
+        if self.model.growth is None:
+            return left
+        return left - self.growing @ self.model.growth.get_readout().double().flatten()
 
     @torch.no_grad()
     def spreading(self) -> tuple[Tensor, Tensor]:
@@ -294,18 +299,18 @@ def _centred(values: Tensor) -> Tensor:
     return values - values.mean(0)
 
 
-def columns_at(field: AbstractDrift | AbstractDiffusion, t: Tensor, x: Tensor) -> Tensor:
+def columns_at(field: AbstractField, t: Tensor, x: Tensor) -> Tensor:
     """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
     points = x.to(t)
     one = torch.ones_like(points).flatten(0, 1)
     return field.columns(t[:, None], points, [one]).unflatten(1, x.shape[:2]).double()
 
 
-def by_unknown(derivative: Tensor, field: AbstractDrift | AbstractDiffusion) -> Tensor:
+def by_unknown(derivative: Tensor, field: AbstractField) -> Tensor:
     """Turns derivatives by the readout of every coordinate, shape (..., d, P), into those by the unknowns, (..., U)."""
     return derivative.sum(-2) if len(field.get_readout()) == 1 else derivative.flatten(-2)
 
 
-def kinds(field: AbstractDrift | AbstractDiffusion) -> Tensor:
+def kinds(field: AbstractField) -> Tensor:
     """Returns the kind of each unknown of a field, shape (U,)."""
     return field.groups().repeat(len(field.get_readout()))

@@ -208,7 +208,7 @@ def plot_marginals(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Fi
     for column, time in enumerate(shown):
         before = times[np.searchsorted(times, time) - 1]
         observed = data.at(time)
-        predicted = model.simulate(_thin(data.at(before), 2000, seed), [before, time], random_state=seed)[-1]
+        predicted = model.push(_thin(data.at(before), 2000, seed), before, time, random_state=seed)
         for i in coordinates:
             axis = axes[i * len(shown) + column]
             low, high = np.quantile(np.concatenate([observed[:, i], predicted[:, i]]), [0.002, 0.998])

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.drift import COUPLED, FREE, LINEAR, OWN, AbstractDrift, PriorDrift
+from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.field import COUPLED, FREE, LINEAR, OWN
 from fpsde.taylor import tanh, to_derivatives
 
 __all__ = ["GradientDrift", "learned_potential"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fpsde.evidence import Component, Explained, explain
-from fpsde.hollow import FREE
+from fpsde.field import FREE
 from fpsde.moments import MomentEquations, kinds
 
 __all__ = ["coefficients", "path_error", "priors", "solve_moments"]

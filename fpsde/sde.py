@@ -64,17 +64,18 @@ class FittedSDE(nn.Module):
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         """Drift at time t, shape () or (n,), and points y, shape (n, d): shape (n, d), data units per time unit."""
-        return self.f_and_g(t, y)[0]
+        if self.coordinates.any_positive:
+            return self.f_and_g(t, y)[0]
+        return self.coordinates.drift(y, self.drift(*self._place(t, self.coordinates.inside(y)))).to(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Diffusion at time t and points y, shape (n, d), data units per square root of the time unit."""
-        return self.f_and_g(t, y)[1]
+        return self.coordinates.diffusion(y, self.diffusion(*self._place(t, self.coordinates.inside(y)))).to(y)
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion together."""
         f, g = self.dimensionless(t, self.coordinates.inside(y))
-        f, g = self.coordinates.vectors(y, f, g)
-        return f.to(y), g.to(y)
+        return self.coordinates.drift(y, f, g).to(y), self.coordinates.diffusion(y, g).to(y)
 
     def potential(self, y: Tensor) -> Tensor:
         """Potential whose gradient the learned drift follows downhill, at points y, shape (n, d): shape (n,).
@@ -103,13 +104,17 @@ class FittedSDE(nn.Module):
 
     def dimensionless(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion at times in data units and dimensionless points z, shape (n, d), in dimensionless units."""
-        t = torch.as_tensor(t, dtype=torch.float64, device=z.device)
-        tau = self.coordinates.time(t)
+        place = self._place(t, z)
+        return self.drift(*place), self.diffusion(*place)
+
+    def _place(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Dimensionless time and points in the nets' precision."""
+        tau = self.coordinates.time(torch.as_tensor(t, dtype=torch.float64, device=z.device))
         if not self.autonomous:
             # Outside the data's times the equation stays what it was at the nearest one.
             tau = tau.clamp(0.0, 1.0)
         z = z.to(next(self.drift.parameters()).dtype)
-        return self.drift(tau.to(z), z), self.diffusion(tau.to(z), z)
+        return tau.to(z), z
 
     @torch.no_grad()
     def choose_time_step(self, t: Tensor, z: Tensor) -> None:

@@ -39,7 +39,7 @@ def test_itos_rule_for_a_logarithm():
     x = torch.as_tensor(X[:5])
     f = torch.tensor([0.4 - 0.3**2 / 2, -1.0]).double().expand(5, 2)
     g = torch.tensor([0.3, 0.7]).double().expand(5, 2)
-    f, g = u.vectors(x, f, g)
+    f, g = u.drift(x, f, g), u.diffusion(x, g)
     torch.testing.assert_close(f, torch.stack([0.4 * x[:, 0], -torch.ones(5).double()], 1))
     torch.testing.assert_close(g, torch.stack([0.3 * x[:, 0], 0.7 * torch.ones(5).double()], 1))
 

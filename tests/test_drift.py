@@ -5,8 +5,9 @@ import torch
 from problems import ornstein_uhlenbeck
 
 from fpsde.coordinates import Coordinates
-from fpsde.drift import FREE, LINEAR, PriorDrift
+from fpsde.drift import PriorDrift
 from fpsde.ensemble import MeanDrift
+from fpsde.field import FREE, LINEAR
 from fpsde.fokker_planck import residual
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet

@@ -3,7 +3,8 @@ import torch
 from test_drift import randomised
 
 from fpsde.coordinates import Coordinates
-from fpsde.drift import COUPLED, FREE, LINEAR, OWN, PriorDrift
+from fpsde.drift import PriorDrift
+from fpsde.field import COUPLED, FREE, LINEAR, OWN
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential

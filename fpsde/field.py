@@ -1,0 +1,58 @@
+r"""Vector fields with a readout: the parameters that they, or their squares, are solved for.
+
+Each form says what an operator :math:`c_0 + c_1 D + c_2 D^2` makes of its derivative by the readout, which is what
+:mod:`fpsde.moments` and :mod:`fpsde.projection` solve with.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField"]
+
+OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
+
+
+class AbstractField(nn.Module):
+    """A vector field on R^d with a readout of shape (R, P).
+
+    R is d where every coordinate has a readout of its own, and 1 where all share one; P = 0 if there is nothing to learn.
+    """
+
+    @abstractmethod
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Returns values, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
+
+    @abstractmethod
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+        """Applies an operator with coefficients of shape (n, d) to the derivative by the readout, shape (d, n, P).
+
+        The derivative is that of a drift f, or of the square a = g^2 of a diffusion.
+        """
+
+    @abstractmethod
+    def get_readout(self) -> Tensor:
+        """Returns the readout, shape (R, P)."""
+
+    @abstractmethod
+    def set_readout(self, values: Tensor) -> None:
+        """Sets the readout from a tensor of shape (R, P)."""
+
+    @abstractmethod
+    def readout_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters that the readout consists of."""
+
+    @abstractmethod
+    def penalty(self, hidden: float, linear: float) -> Tensor:
+        """Returns the ridge on a row of the readout, shape (P,): on features, on the linear part, none on an offset."""
+
+    @abstractmethod
+    def groups(self) -> Tensor:
+        """Returns the kind of each entry of a row of the readout, shape (P,).
+
+        0 for features of one coordinate alone, 1 for those that couple coordinates, 2 for the linear part, -1 for an
+        offset or level.
+        """
