@@ -190,8 +190,10 @@ class FokkerPlanckSDE(FittedModel):
         weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
         sde, density = self.members_[0]
         model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
+        counts = [len(x) for x in snapshots]
+        sizes = torch.tensor(counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
         with one_thread(self._device):
-            return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
+            return identifiability(model, times, snapshots, self._coordinates.span, weights=weights, sizes=sizes)
 
     def save(self, path: str | Path) -> None:
         """Writes the model to one file: weights, configuration, scaling, names and a summary of the data.

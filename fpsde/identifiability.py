@@ -9,7 +9,8 @@ same at all times it can be measured how far it does:
 - the drift is projected on gradients under the density of every time: that part each marginal fixes by itself, given the
   noise; the rest circulates;
 - a turn of the whole population about its centre is added, with the drift's bends as they are, and the equations say how
-  precisely its rate is known.
+  precisely its rate is known;
+- noise that may vary severalfold and a drift that may bend get standard errors, place by place.
 
 A drift that is free in time follows any path under any noise: there the profile shows how little changes.
 
@@ -39,6 +40,7 @@ from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.projection import ReadoutSolver, Ridge
 from fpsde.readouts import coefficients, path_error, priors
+from fpsde.uncertainty import standard_errors
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
 
@@ -53,6 +55,7 @@ CHANCE_POINTS = 200
 FREE_VARIANCE = 1e5
 BEYOND_CHANCE = 3.0
 ROUNDS = 15
+HARDLY = 0.25
 
 
 class Identifiability(NamedTuple):
@@ -76,6 +79,11 @@ class Identifiability(NamedTuple):
     where it is known worst; infinite if it is not known at all, NaN if it was not looked for (more than 10 coordinates)."""
     span: float
     """Time between the first and the last snapshot."""
+    noise_error: float = math.nan
+    """Standard error of the noise, root mean square over places and coordinates, relative to that of the noise, if it may
+    vary severalfold; 0 if it is given, NaN for a drift free in time. In units of the fit: deviations, logarithms."""
+    drift_error: float = math.nan
+    """The same of the drift. Both count the snapshots' sampling, not a path or a model that is wrong."""
     gradient: bool = False
     """Whether what is learned of the drift is a gradient, an assumption: nothing of it circulates, and no turn is free."""
 
@@ -119,12 +127,21 @@ class Identifiability(NamedTuple):
                      f"fast the population turns to within {self.turning:.2g} radians per time unit.")
         else:
             drift = f"{share}; whether the population turns while it keeps its shape the snapshots do not tell."
-        return f"{noise}\n{drift}"
+        return f"{noise}\n{drift}" if math.isnan(self.noise_error) else f"{noise}\n{drift}\n{self._by_place()}"
+
+    def _by_place(self) -> str:
+        noise = "" if self.noise_given else f", the noise {_within(self.noise_error)}"
+        told = f"Place by place the snapshots tell the drift {_within(self.drift_error)}{noise} (standard errors)."
+        return f"{told} How the noise varies they hardly say." if HARDLY < self.noise_error < 1 else told
+
+
+def _within(error: float) -> str:
+    return f"to within {100 * error:.2g} %" if error < 1 else "not at all"
 
 
 @torch.no_grad()
 def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], span: float, seed: int = 0,
-                    weights: list[Tensor] | None = None) -> Identifiability:
+                    weights: list[Tensor] | None = None, sizes: Tensor | None = None) -> Identifiability:
     """Measures how far snapshots fix the noise and the drift of a fitted model.
 
     Arguments:
@@ -134,6 +151,7 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
         span: time between the first and the last snapshot, in data units.
         seed: draws test functions and points.
         weights: of the points, T tensors of shape (n_j,) and of mean 1; equal if left out.
+        sizes: of the population at the times, shape (T,), if the growth was learned from them.
     """
     model = copy.deepcopy(model).double()
     generator = torch.Generator(device=times.device).manual_seed(seed)
@@ -144,10 +162,24 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
         worse = np.array([_miss(model, float(scale), seed) for scale in SCALES[::4]])
         return Identifiability(False, SCALES[::4], worse,
                                (float(SCALES[0]), float(SCALES[-1])), given, share, math.inf, span)
-    equations = MomentEquations(model, times.double(), [x.double() for x in snapshots], generator, weights)
+    snapshots = [x.double() for x in snapshots]
+    equations = MomentEquations(model, times.double(), snapshots, generator, weights, sizes)
     misfit, turning = _profile(equations)
     worse = np.array(misfit) - min(misfit)
-    return Identifiability(True, SCALES, worse, _interval(worse), given, share, turning / span, span, gradient)
+    return Identifiability(True, SCALES, worse, _interval(worse), given, share, turning / span, span,
+                           *_errors(equations, torch.cat(snapshots)), gradient)
+
+
+def _errors(equations: MomentEquations, x: Tensor) -> tuple[float, float]:
+    """Standard errors of noise and drift, relative, over points of all snapshots."""
+    x = x[:: max(1, len(x) // POINTS)]
+    errors, zero = standard_errors(equations, x), torch.zeros(1).to(x)
+    f, g = equations.model.drift(zero, x), equations.model.diffusion(zero, x)
+
+    def relative(error: Tensor, value: Tensor) -> float:
+        return float((error.square().mean() / value.square().mean().clamp_min(1e-30)).sqrt())
+
+    return relative(errors.diffusion, g), relative(errors.drift, f)
 
 
 def _profile(equations: MomentEquations) -> tuple[list[float], float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.identifiability import LOSS_AT_ENDS, Identifiability
 from fpsde.metrics import wasserstein
+from fpsde.plane import Plane
 from fpsde.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -32,38 +34,9 @@ COLORS = "viridis"
 INK = "#333333"
 
 
-class _Plane:
-    """A few directions to look along: the coordinates themselves in 2-D, the leading principal directions above."""
-
-    def __init__(self, data: Snapshots, directions: int = 2) -> None:
-        self.data, self.dim = data, data.dim
-        self.centre, self.scale = data.x.mean(0), data.x.std(0)
-        if self.dim > 2:
-            z = (data.x - self.centre) / self.scale
-            self.axes = np.linalg.svd(z, full_matrices=False)[2][:directions]
-            self.labels = tuple(f"principal direction {i + 1}" for i in range(directions))
-        else:
-            names = (*data.names, "")
-            self.axes, self.labels = np.eye(self.dim), names[:2]
-
-    def project(self, x: Array) -> Array:
-        """Points (..., d) to those directions (..., 2), or (..., 1) for d = 1."""
-        return x if self.dim <= 2 else ((x - self.centre) / self.scale) @ self.axes.T
-
-    def project_vectors(self, v: Array) -> Array:
-        return v if self.dim <= 2 else (v / self.scale) @ self.axes.T
-
-    def limits(self) -> Array:
-        """Range that holds the points but for the outermost few, with a margin, shape (2, k)."""
-        low, high = np.quantile(self.project(self.data.x), [0.002, 0.998], axis=0)
-        # Nearly all points of a coordinate may be the same.
-        width = np.where(high > low, high - low, self.project(self.data.x).std(0))
-        return np.stack([low - 0.08 * width, high + 0.08 * width])
-
-
 def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
     """Draws each snapshot with the learned density; above two dimensions, the density of its projection."""
-    plane, times = _Plane(data), _some(data.times)
+    plane, times = Plane(data), _some(data.times)
     figure, axes = _grid(len(times))
     limits = plane.limits()
     for axis, time in zip(axes, times, strict=True):
@@ -90,7 +63,7 @@ def plot_density(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figu
 
 def plot_drift(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
     """Draws the drift as arrows coloured by speed, and the noise level, where the density is."""
-    plane = _Plane(data)
+    plane = Plane(data)
     times = data.times[[len(data.times) // 2]] if model.sde_.autonomous else _some(data.times, 3)
     figure, axes = _grid(2 * len(times), columns=2, width=4.6)
     for k, time in enumerate(times):
@@ -126,7 +99,7 @@ def plot_drift(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure
 def plot_pairs(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure:
     """Draws snapshots and learned density along every pair of the first four principal directions, above two dimensions."""
     k = min(data.dim, 4)
-    plane, times = _Plane(data, k), _some(data.times, 3)
+    plane, times = Plane(data, k), _some(data.times, 3)
     colors = colormaps[COLORS](np.linspace(0, 0.85, len(times)))
     observed = [plane.project(_thin(data.at(time), 600, seed)) for time in times]
     drawn = [plane.project(model.sample(2000, time, random_state=seed)) for time in times]
@@ -158,7 +131,7 @@ def plot_pairs(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0) -> Figure
 
 def plot_trajectories(model: FokkerPlanckSDE, data: Snapshots, seed: int = 0, n_paths: int = 40) -> Figure:
     """Draws simulated trajectories over the snapshots."""
-    plane, times = _Plane(data), data.times
+    plane, times = Plane(data), data.times
     start = _thin(data.at(times[0]), n_paths, seed)
     fine = np.linspace(times[0], times[-1], 121)
     paths = plane.project(model.simulate(start, fine, random_state=seed))
@@ -265,9 +238,9 @@ def plot_forecast(model: FokkerPlanckSDE, X0: Array, times: Array, data: Snapsho
 
 
 def plot_identifiability(found: Identifiability) -> Figure:
-    """Draws how much worse the snapshots are explained as the noise is scaled, and what fixes the drift."""
-    figure = _figure(8.4, 3.4)
-    left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+    """Draws how much worse the snapshots are explained as the noise is scaled, what fixes the drift, and how well."""
+    figure = _figure(10.4, 3.4)
+    left, right, last = figure.subplots(1, 3, width_ratios=[1.8, 1, 1])
     left.set_xscale("log", base=2)
     left.plot(found.scales, found.worse, color="#c1432e", lw=0 if found.autonomous else 1.8, marker="o", ms=3.5)
     if found.autonomous:
@@ -284,17 +257,29 @@ def plot_identifiability(found: Identifiability) -> Figure:
         left.set(ylim=(0, max(0.1, 1.2 * float(found.worse.max()))), ylabel="missed share of the path's velocity")
     left.set(xlabel="noise, multiples of the fitted level", xticks=[0.25, 0.5, 1, 2, 4],
              xticklabels=["1/4", "1/2", "1", "2", "4"])
-    left.set_title("How well other noise explains the snapshots", fontsize=10)
-    rest = 1 - found.gradient_share
-    right.bar([0, 1], [100 * found.gradient_share, 100 * rest], color=["#5b7aa8", "#c1432e"], width=0.55)
-    right.set(ylabel="% of the drift's mean square", ylim=(0, 108))
-    right.set_title("What fixes the drift", fontsize=10)
+    left.set_title("How well other noise explains the snapshots")
     told = "not fixed" if not found.autonomous else "by the assumption" if found.turning_known else "turns are not fixed"
-    right.set_xticks([0, 1], ["gradient:\neach snapshot", f"circulation:\n{told}"])
-    for axis in (left, right):
+    share = 100 * found.gradient_share
+    _two_bars(right, [share, 100 - share], ["gradient:\neach snapshot", f"circulation:\n{told}"], ["", ""])
+    right.set(ylabel="% of the drift's mean square", title="What fixes the drift")
+    errors = [100 * found.drift_error, 100 * found.noise_error]
+    known = [f"{error:.2g} %" if error < 100 else "not known" for error in errors]
+    if found.noise_given:
+        known[1] = "given"
+    _two_bars(last, [min(error, 100) for error in errors], ["drift", "noise"], known)
+    last.set(ylabel="standard error, % of its size", title="Known place by place")
+    last.set_visible(found.autonomous)
+    for axis in (left, right, last):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(10)
     return figure
+
+
+def _two_bars(axis: Axes, heights: Sequence[float], names: list[str], labels: list[str]) -> None:
+    axis.bar_label(axis.bar([0, 1], heights, color=["#5b7aa8", "#c1432e"], width=0.55), labels, fontsize=8, padding=2)
+    axis.set_ylim(0, 108)
+    axis.set_xticks([0, 1], names)
 
 
 def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, seed: int = 0) -> list[Path]:
@@ -339,7 +324,7 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _density_on_grid(model: FokkerPlanckSDE, plane: _Plane, time: float, limits: Array,
+def _density_on_grid(model: FokkerPlanckSDE, plane: Plane, time: float, limits: Array,
                      seed: int) -> tuple[Array, Array, Array]:
     """The log density on a grid of the plane; above 2-D that of a mixture fitted to projected draws."""
     if plane.dim > 2:
@@ -364,7 +349,7 @@ def _thin(x: Array, n: int, seed: int) -> Array:
     return x if len(x) <= n else x[np.random.default_rng(seed).choice(len(x), n, replace=False)]
 
 
-def _spread_out(x: Array, plane: _Plane, n: int, seed: int) -> Array:
+def _spread_out(x: Array, plane: Plane, n: int, seed: int) -> Array:
     """About n points that cover the plane evenly: at most one for each cell of a grid."""
     x = _thin(x, 20_000, seed)
     points, (low, high) = plane.project(x), plane.limits()
@@ -394,7 +379,7 @@ def _grid(n: int, columns: int | None = None, width: float = 3.0, height: float 
     return figure, axes[:n]
 
 
-def _label_outer(figure: Figure, axes: list, plane: _Plane) -> None:
+def _label_outer(figure: Figure, axes: list, plane: Plane) -> None:
     if plane.dim > 1:
         figure.supxlabel(plane.labels[0], fontsize=9)
         figure.supylabel(plane.labels[1], fontsize=9)

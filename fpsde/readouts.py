@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fpsde.evidence import Component, Explained, explain
 from fpsde.field import FREE
+from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.moments import MomentEquations, kinds
 
-__all__ = ["coefficients", "path_error", "priors", "solve_moments"]
+__all__ = ["coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
 
 LARGEST_CHANGE, LARGEST_CORRECTION = 0.5, 5.0
 
@@ -60,6 +61,27 @@ def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: flo
     return groups
 
 
+def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[tuple[Tensor, Component]]:
+    """Groups the unknowns of drift, diffusion and growth, in the order of the columns of their matrix, shape (rows, U)."""
+    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
+    split = drift.get_readout().numel()
+    end = split + diffusion.get_readout().numel()
+    groups = [*priors(matrix[:, :split], kinds(drift)),
+              *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
+    if growth is not None:
+        groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
+    return groups
+
+
+def present_readouts(model: FokkerPlanckLoss) -> tuple[Tensor, Tensor]:
+    """Returns all readouts, shape (U,), and what the priors are centred on: no drift, and the present level of noise."""
+    values = torch.cat([field.get_readout().flatten() for field in model.nets()]).double()
+    levels = model.drift.get_readout().numel() + (kinds(model.diffusion) == FREE).nonzero()[:, 0]
+    centre = torch.zeros_like(values)
+    centre[levels] = values[levels]
+    return values, centre
+
+
 def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
     """Returns the unknowns that the evidence's dual stands for, shape (U,); those in no group are zero."""
     values = torch.zeros(matrix.shape[1:]).to(matrix)
@@ -91,23 +113,15 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         equations: of all intervals.
         rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
     """
-    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
-    split = drift.get_readout().numel()
-    end = split + diffusion.get_readout().numel()
-    levels = split + (kinds(diffusion) == FREE).nonzero()[:, 0]
     fields = equations.model.nets()
+    split = fields[0].get_readout().numel()
+    end = split + fields[1].get_readout().numel()
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()
-        values = torch.cat([field.get_readout().flatten() for field in fields]).double()
-        # Deviations from a zero drift and from the present level of noise, by group.
-        centre = torch.zeros_like(values)
-        centre[levels] = values[levels]
+        values, centre = present_readouts(equations.model)
         observed = left + matrix @ (values - centre)
-        groups = [*priors(matrix[:, :split], kinds(drift)),
-                  *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
-        if growth is not None:
-            groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
+        groups = prior_groups(equations, matrix)
         # While the linearisation still moves, rough variances do.
         explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
                             ROUGH_ROUNDS if left_over else FINE_ROUNDS)

@@ -12,7 +12,7 @@ PACKAGE = Path(fpsde.__file__).parent
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast"],
-    ["conditioner", "coordinates", "covariance", "reading"],
+    ["conditioner", "coordinates", "covariance", "plane", "reading"],
     ["given", "density"],
     ["drift"],
     ["growth", "hollow", "potential"],
@@ -20,6 +20,7 @@ LAYERS = [
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble"],
     ["config", "readouts", "model_file"],
+    ["uncertainty"],
     ["identification", "identifiability", "arguments"],
     ["fitted"],
     ["estimator"],
