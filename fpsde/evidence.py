@@ -19,6 +19,9 @@ from torch import Tensor
 
 __all__ = ["Component", "Explained", "explain"]
 
+# A variance that no longer matters may halve for ever.
+SETTLED, NOUGHT = 1e-3, 1e-9
+
 
 class Component(NamedTuple):
     """A part of the covariance of the observations whose variance is looked for."""
@@ -50,29 +53,46 @@ class Explained(NamedTuple):
 def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds: int = 60) -> Explained:
     """Finds the variances of most evidence.
 
-    The update of every round raises the marginal likelihood; from different starts it may end in different maxima, so
+    Every round raises the marginal likelihood: it takes MacKay's step where that does, the faster one for variances on
+    their way to zero, and its root otherwise, which always does. From different starts it may end in different maxima, so
     that the start says what is believed first.
 
     Arguments:
         observed: y, shape (n,).
         noise: C, shape (n, n), positive definite.
         components: the groups and any further noise.
-        rounds: updates.
+        rounds: updates at most.
     """
     kernels = torch.stack([c.kernel for c in components])
     least, most = (torch.tensor(bound).to(observed) for bound in zip(*((c.least, c.most) for c in components), strict=True))
-    variances = torch.tensor([c.start for c in components]).to(observed)
-    for left in range(rounds, -1, -1):
-        covariance = noise + torch.einsum("g,gij->ij", variances, kernels)
-        factor, _ = torch.linalg.cholesky_ex(covariance)
-        inverse = torch.cholesky_inverse(factor)
-        dual = inverse @ observed
-        if left:
-            ratio = torch.einsum("i,gij,j->g", dual, kernels, dual) / torch.einsum("ij,gij->g", inverse, kernels)
-            variances = (variances * ratio.clamp_min(0).sqrt()).clamp(least, most)
+
+    def under(variances: Tensor) -> _State:
+        factor, _ = torch.linalg.cholesky_ex(noise + torch.einsum("g,gij->ij", variances, kernels))
+        dual = torch.cholesky_solve(observed[:, None], factor)[:, 0]
+        return _State(variances, factor, dual, -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum()))
+
+    now = under(torch.tensor([c.start for c in components]).to(observed))
+    for _ in range(rounds):
+        inverse = torch.cholesky_inverse(now.factor)
+        ratio = torch.einsum("i,gij,j->g", now.dual, kernels, now.dual) / torch.einsum("ij,gij->g", inverse, kernels)
+        for power in (1.0, 0.5):
+            then = under((now.variances * ratio.clamp_min(0) ** power).clamp(least, most))
+            if then.log_evidence >= now.log_evidence:
+                break
+        settled = torch.allclose(then.variances, now.variances, rtol=SETTLED, atol=NOUGHT)
+        now = then
+        if settled:
+            break
     is_noise = torch.tensor([c.noise for c in components]).to(observed)
-    whole = noise + torch.einsum("g,gij->ij", variances * is_noise, kernels)
+    whole = noise + torch.einsum("g,gij->ij", now.variances * is_noise, kernels)
     # What is left is e = whole u, and in units of that noise its square is u^T whole u.
-    misfit = float(dual @ whole @ dual) / max(float((inverse * whole).sum()), 1.0)
-    evidence = -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum())
-    return Explained(variances, dual, misfit, evidence)
+    left_over = float((torch.cholesky_inverse(now.factor) * whole).sum())
+    return Explained(now.variances, now.dual, float(now.dual @ whole @ now.dual) / max(left_over, 1.0), now.log_evidence)
+
+
+class _State(NamedTuple):
+    variances: Tensor
+    factor: Tensor
+    """Of the covariance of the observations under them."""
+    dual: Tensor
+    log_evidence: float

@@ -20,7 +20,9 @@ from fpsde.moments import MomentEquations, kinds
 
 __all__ = ["coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
 
-LARGEST_CHANGE, LARGEST_CORRECTION = 0.5, 5.0
+LARGEST_CHANGE = 0.5
+# Of the correction for chance in the matrix, in squared sampling errors a coordinate.
+LARGEST_CORRECTION = 2.5
 
 # Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
 DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
@@ -101,8 +103,9 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
     # By the inverse of S = C + A V A^T, as few rows as there are equations.
     shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
     moved = matrix @ shift
+    bound = LARGEST_CORRECTION * max(equations.model.drift.dim, 2)
     # It is of first order: one much larger than the sampling error itself, as from few points, is not to be trusted.
-    return shift if float(moved @ torch.linalg.solve(noise, moved)) < LARGEST_CORRECTION else torch.zeros_like(shift)
+    return shift if float(moved @ torch.linalg.solve(noise, moved)) < bound else torch.zeros_like(shift)
 
 
 @torch.no_grad()
