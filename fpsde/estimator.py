@@ -22,6 +22,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
+from fpsde.memory import kept_memory
 from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
@@ -133,7 +134,8 @@ class FokkerPlanckSDE(FittedModel):
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
-        with Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1) as progress, one_thread(device):
+        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1)
+        with bar as progress, one_thread(device), kept_memory():
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
@@ -190,7 +192,7 @@ class FokkerPlanckSDE(FittedModel):
         weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
         sde, density = self.members_[0]
         model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
-        with one_thread(self._device):
+        with one_thread(self._device), kept_memory():
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights)
 
     def save(self, path: str | Path) -> None:
