@@ -4,8 +4,9 @@ Medians of interleaved runs on one thread, in seconds of the processor (of a mac
 one run. Derivatives: (f, Df, D2f) of a HollowNet in Taylor and
 in reverse mode, without gradient; beside them the diagonal of a dense Jacobian by torch.func, first derivatives only, timed
 on few points and scaled up (up to d = 200), and Hutchinson's estimate of the divergence from one draw, with its standard
-deviation over that of the divergence itself. Training: the residual's nets, (f, Df) and (a, Da, D2a), and backward, over forward and
-backward of the same two nets; and the whole loss, with a mixture path, over plain forward and backward of nets and path.
+deviation over that of the divergence itself. Training: the residual's nets, (f, Df) and (a, Da, D2a), and backward, over
+forward and backward of the same two nets; and the whole loss, with a mixture path, over plain forward and backward of nets
+and path.
 Memory is what autograd holds for the backward pass of the whole loss, parameters left out.
 
     python benchmarks/derivatives.py [--dims 2 5 10 50 200 1000] [--seconds 10] [--figure FILE] [-o FILE]
