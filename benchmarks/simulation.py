@@ -1,7 +1,7 @@
 """What stepping by torchsde costs over a hand-written Euler-Maruyama loop around the same nets.
 
-A fitted equation of the default size in d dimensions, paths from one snapshot, fixed steps within one interval; the loops draw
-their noise at every step and keep the end only, all paths at once or as many at once as the package takes. Medians over
+A fitted equation of the default size in d dimensions, paths from one snapshot, fixed steps within one interval; the loops
+draw their noise at every step and keep the end only, all paths at once or as many at once as the package takes. Medians over
 interleaved rounds, in seconds of the processor, and ratios within one run. The most memory is that of the whole process
 before and after simulate has run, with several outputs.
 
@@ -79,8 +79,8 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = sde.paths(x, torch.linspace(0, 1, OUTPUTS), 1 / OUTPUTS, 0)
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    lines += ["", f"{OUTPUTS} outputs, {path.numel() * path.element_size() / 1e6:.0f} MB: the most memory of the process grew "
-              f"from {before / 1e3:.0f} to {before / 1e3 + more:.0f} MB."]
+    lines += ["", f"{OUTPUTS} outputs, {path.numel() * path.element_size() / 1e6:.0f} MB: the most memory of the process "
+              f"grew from {before / 1e3:.0f} to {before / 1e3 + more:.0f} MB."]
     publish(lines, arguments.output)
 
 
