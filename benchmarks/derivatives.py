@@ -9,7 +9,8 @@ forward and backward of the same two nets; and the whole loss, with a mixture pa
 and path.
 Memory is what autograd holds for the backward pass of the whole loss, parameters left out.
 
-    python benchmarks/derivatives.py [--dims 2 5 10 50 200 1000] [--seconds 10] [--conditioners masked] [--figure FILE] [-o FILE]
+    python benchmarks/derivatives.py [--dims 2 5 10 50 200 1000] [--seconds 10] [--conditioners masked]
+                                     [--figure FILE] [-o FILE]
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     lines = heading("Cost of derivatives and of a step", "python benchmarks/derivatives.py --dims "
-                    + " ".join(map(str, arguments.dims)) + f" --seconds {arguments.seconds:g} --conditioners {' '.join(arguments.conditioners)}")
+                    + " ".join(map(str, arguments.dims)) + f" --seconds {arguments.seconds:g} --conditioners "
+                    + " ".join(arguments.conditioners))
     first = [f"(f, Df, D2f) at {TIMES * POINTS} points over one forward pass, without gradient. Goal: Taylor at most 2.0, "
              "1.5 from d = 10 on.", "", "| conditioner | d | forward, ms | Taylor | reverse | dense, Df only | Hutchinson, "
              "div only | its deviation |", "|---" * 8 + "|"]

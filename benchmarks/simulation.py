@@ -1,9 +1,9 @@
 """What stepping by torchsde costs over a hand-written Euler-Maruyama loop around the same nets.
 
-A fitted equation of the default size in d dimensions, paths from one snapshot, fixed steps within one interval; the loops
-draw their noise at every step and keep the end only, all paths at once or as many at once as the package takes. Medians over
-interleaved rounds, in seconds of the processor, and ratios within one run. The most memory is that of the whole process
-before and after simulate has run, with several outputs.
+A fitted equation of the default size in d dimensions, paths from one snapshot, fixed steps within one interval. The loops
+draw their noise at every step and keep the end only, all paths at once or as many at once as the package takes. Medians
+over interleaved rounds, in seconds of the processor, and ratios within one round. The most memory is that of the whole
+process before and after simulate has run, with several outputs.
 
     python benchmarks/simulation.py [--paths 100000] [--dim 5] [--steps 200] [--rounds 3] [-o FILE]
 """
