@@ -37,6 +37,10 @@ from fpsde.spline import CubicSplineBasis
 
 TIMES, POINTS, COMPONENTS, RANK = 16, 32, 32, 8
 DENSE_WORK, DENSE_UP_TO = 20_000, 50
+CURVES = {
+    "forward": ("forward", "-", "k"), "Taylor": ("Taylor", "o-", "C0"), "reverse": ("reverse", "s-", "C1"),
+    "dense": ("dense Jacobian, first derivative", "^-", "C3"), "Hutchinson": ("Hutchinson, divergence", "v--", "C2"),
+    "plain loss": ("plain forward and backward", "-", "0.6"), "loss": ("training step", "D-", "C4")}
 MOST_RUNS, FEWEST_RUNS = 41, 5
 
 
@@ -163,12 +167,9 @@ def draw(dims: list[int], rows: dict[tuple[str, int], dict[str, float]], file: P
     shown = [c for c in CONDITIONERS if (c, dims[0]) in rows]
     figure, axes = plt.subplots(1, len(shown), squeeze=False, figsize=(10, 4.2), sharey=True, layout="constrained")
     for panel, conditioner in zip(axes[0], shown, strict=True):
-        for name, style in {"forward": "k-", "Taylor": "C0o-", "reverse": "C1s-", "dense": "C3^-", "Hutchinson": "C2v--",
-                            "plain loss": "0.6", "loss": "C4D-"}.items():
-            label = {"dense": "dense Jacobian, first derivative", "loss": "training step",
-                     "plain loss": "plain forward and backward", "Hutchinson": "Hutchinson, divergence"}.get(name, name)
-            panel.loglog(dims, [1e3 * rows[conditioner, d][name] for d in dims], style if name != "plain loss" else "-",
-                         color="0.6" if name == "plain loss" else None, label=label, markersize=4)
+        for name, (label, style, color) in CURVES.items():
+            cost = [1e3 * rows[conditioner, d][name] for d in dims]
+            panel.loglog(dims, cost, style, color=color, label=label, markersize=4)
         panel.set(title=conditioner, xlabel="dimension d")
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"ms for {TIMES * POINTS} points")
