@@ -60,10 +60,11 @@ class LeaveOneOutConditioner(AbstractConditioner):
     def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
         terms = self.activation(x.T[:, :, None] * self.phi_scale + self.phi_shift) @ self.phi_mix
         others = terms.sum(0) - terms
-        z = torch.baddbmm(self.rho_shift, others, self.rho_mix)
+        mix: Tensor = self.rho_mix
         if self.rho_time is not None and time is not None:
-            z = z + time @ self.rho_time
-        return self.activation(z)
+            others = torch.cat([others, time.expand(len(others), -1, -1)], -1)
+            mix = torch.cat([mix, self.rho_time], 1)
+        return self.activation(torch.baddbmm(self.rho_shift, others, mix))
 
 
 class MaskedConditioner(AbstractConditioner):

@@ -57,6 +57,19 @@ class AbstractCovariance(nn.Module):
         """
 
     @abstractmethod
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluates what the likelihood alone needs.
+
+        Arguments:
+            basis: spline basis at M times, shape (M, B).
+            means: m, shape (M, K, d).
+            x: points, shape (M, N, d).
+
+        Returns:
+            The squares of Mahalanobis' distance, shape (M, N, K), and log det of the covariance, shape (M, K).
+        """
+
+    @abstractmethod
     def root(self, basis: Tensor) -> Tensor:
         """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
 
@@ -97,18 +110,25 @@ class FullCovariance(AbstractCovariance):
 
     def forward(self, basis: Tensor, rate: Tensor, offsets: Tensor) -> CovarianceTerms:
         matrices = self._matrices()
-        cholesky = torch.linalg.cholesky_ex(_combine(basis, matrices)).L
-        eye = torch.eye(offsets.shape[-1]).to(offsets)
-        inverse = torch.linalg.solve_triangular(cholesky, eye.expand_as(cholesky), upper=False)
+        inverse, log_det = _inverse_root(_combine(basis, matrices))
         precision = inverse.mT @ inverse
         speed = _combine(rate, matrices)
         whitened = offsets @ precision
         return CovarianceTerms(
             whitened=whitened,
-            log_det=2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1),
+            log_det=log_det,
             diagonal=precision.diagonal(dim1=-2, dim2=-1),
             drag=whitened @ speed,
             trace_rate=(precision * speed).sum((-2, -1)))
+
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        inverse, log_det = _inverse_root(_combine(basis, self._matrices()))
+        # In the units of each component x is an affine function of x: one product of matrices at every time. The components
+        # come last, where the sum over coordinates runs along them.
+        columns = inverse.permute(0, 3, 2, 1).flatten(2)
+        centres = (inverse @ means[..., None])[..., 0].mT.flatten(1)
+        z = torch.baddbmm(-centres[:, None], x, columns)
+        return z.square().unflatten(-1, (x.shape[-1], -1)).sum(-2), log_det
 
     def root(self, basis: Tensor) -> Tensor:
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
@@ -161,21 +181,29 @@ class LowRankCovariance(AbstractCovariance):
         delta, delta_rate = _combine(basis, rest), _combine(rate, rest)
         factors = self.lengths()
         columns, columns_rate = _combine(basis, factors), _combine(rate, factors)
-        scaled = columns / delta[..., None]
-        # Woodbury: P = 1/delta - W W^T with W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
-        cholesky = torch.linalg.cholesky_ex(
-            columns.mT @ scaled + torch.eye(columns.shape[-1]).to(offsets)).L
-        w = torch.linalg.solve_triangular(cholesky, scaled.mT, upper=False).mT
+        w, log_det = _woodbury(delta, columns)
         whitened = offsets / delta[:, :, None] - (offsets @ w) @ w.mT
         diagonal = 1 / delta - w.square().sum(-1)
-        precise = scaled - w @ (w.mT @ columns)
+        precise = columns / delta[..., None] - w @ (w.mT @ columns)
         return CovarianceTerms(
             whitened=whitened,
-            log_det=delta.log().sum(-1) + 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1),
+            log_det=log_det,
             diagonal=diagonal,
             drag=delta_rate[:, :, None] * whitened + (whitened @ columns) @ columns_rate.mT
             + (whitened @ columns_rate) @ columns.mT,
             trace_rate=(diagonal * delta_rate).sum(-1) + 2 * (precise * columns_rate).sum((-2, -1)))
+
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        delta = _combine(basis, self.log_rest.exp() + self.floor[:, None])
+        w, log_det = _woodbury(delta, _combine(basis, self.lengths()))
+        # Sums over the coordinates of products, so that nothing of the size (M, K, N, d) is made; taken from a point
+        # amid the components, lest the difference of large squares lose its digits.
+        middle = means.mean(1, keepdim=True)
+        x, means = x - middle, means - middle
+        precise = means / delta
+        squares = x.square() @ (1 / delta).mT - 2 * x @ precise.mT + (means * precise).sum(-1)[:, None]
+        along = torch.einsum("mnd,mkdr->mnkr", x, w) - torch.einsum("mkd,mkdr->mkr", means, w)[:, None]
+        return squares - along.square().sum(-1), log_det
 
     def root(self, basis: Tensor) -> Tensor:
         rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
@@ -189,6 +217,25 @@ class LowRankCovariance(AbstractCovariance):
 def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:
     """Contracts (M, B) with (B, ...) to (M, ...)."""
     return (basis @ coefficients.flatten(1)).unflatten(-1, coefficients.shape[1:])
+
+
+def _inverse_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the inverse of the Cholesky factors, shape (..., d, d), and log det, shape (...)."""
+    cholesky = torch.linalg.cholesky_ex(matrices).L
+    eye = torch.eye(cholesky.shape[-1]).to(cholesky)
+    inverse = torch.linalg.solve_triangular(cholesky, eye.expand_as(cholesky), upper=False)
+    return inverse, 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _woodbury(delta: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns W with P = 1/delta - W W^T, shape (..., d, r), and log det Sigma, shape (...).
+
+    W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
+    """
+    scaled = columns / delta[..., None]
+    cholesky = torch.linalg.cholesky_ex(columns.mT @ scaled + torch.eye(columns.shape[-1]).to(columns)).L
+    w = torch.linalg.solve_triangular(cholesky, scaled.mT, upper=False).mT
+    return w, delta.log().sum(-1) + 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def log_normaliser(dim: int) -> float:

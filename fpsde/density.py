@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from fpsde.covariance import AbstractCovariance, CovarianceTerms, log_normaliser
+from fpsde.covariance import AbstractCovariance, log_normaliser
 from fpsde.spline import CubicSplineBasis
 
 __all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
@@ -103,8 +103,8 @@ class GaussianMixturePath(AbstractDensity):
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         basis, rate = self.basis(t)
-        offsets = x[:, None] - self._means(basis)[:, :, None]
-        return self._log_parts(self._weights(basis, rate)[0], self.covariance(basis, rate, offsets), offsets).logsumexp(1)
+        distances, log_det = self.covariance.distances(basis, self._means(basis), x)
+        return (self._heights(self._weights(basis, rate)[0], log_det)[:, None] - 0.5 * distances).logsumexp(-1)
 
     def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
         basis, rate = self.basis(t)
@@ -113,7 +113,7 @@ class GaussianMixturePath(AbstractDensity):
         offsets = x[:, None] - means[:, :, None]
         c = self.covariance(basis, rate, offsets)
         u = c.whitened
-        log_parts = self._log_parts(log_weights, c, offsets)
+        log_parts = self._heights(log_weights, c.log_det)[..., None] - 0.5 * (u * offsets).sum(-1)
         log_prob = log_parts.logsumexp(1)
         share = (log_parts - log_prob[:, None]).exp()[..., None]
         score = -(share * u).sum(1)
@@ -159,10 +159,9 @@ class GaussianMixturePath(AbstractDensity):
         drag = self.covariance(basis, rate, self.covariance.root(basis).mT).drag
         return (weights * (self._means(rate).square().sum(-1) + 0.25 * drag.square().sum((-2, -1)))).sum(-1)
 
-    def _log_parts(self, log_weights: Tensor, c: CovarianceTerms, offsets: Tensor) -> Tensor:
-        """Log of every component's share in the density, shape (M, K, N)."""
-        height = log_weights - 0.5 * c.log_det - log_normaliser(self.dim)
-        return height[..., None] - 0.5 * (c.whitened * offsets).sum(-1)
+    def _heights(self, log_weights: Tensor, log_det: Tensor) -> Tensor:
+        """Log of every component's share in the density at its own mean, shape (M, K)."""
+        return log_weights - 0.5 * log_det - log_normaliser(self.dim)
 
     def _weights(self, basis: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
         if self.constant_weights:

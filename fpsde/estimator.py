@@ -22,6 +22,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
+from fpsde.memory import kept_memory
 from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
@@ -133,7 +134,8 @@ class FokkerPlanckSDE(FittedModel):
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
-        with Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1) as progress, one_thread(device):
+        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1)
+        with bar as progress, one_thread(device), kept_memory():
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
@@ -192,7 +194,7 @@ class FokkerPlanckSDE(FittedModel):
         model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
         counts = [len(x) for x in snapshots]
         sizes = torch.tensor(counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
-        with one_thread(self._device):
+        with one_thread(self._device), kept_memory():
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights, sizes=sizes)
 
     def save(self, path: str | Path) -> None:

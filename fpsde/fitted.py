@@ -21,6 +21,7 @@ from fpsde.density import GaussianMixturePath
 from fpsde.ensemble import MeanDensity, Member, mean_density, mean_equation
 from fpsde.forecast import Forecast, Statistic, check_band, prediction_band, values_at
 from fpsde.growth import multiplied
+from fpsde.memory import kept_memory
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import check_weights
@@ -257,7 +258,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         start, seed = torch.tensor(x0, device=self._device), int(rng.randint(2**31 - 1))
         step = time_step or float(sde.time_step)
         steps = math.ceil((times[-1] - times[0]) / step)
-        with Progress("simulating", steps, silent=silent) as progress:
+        with Progress("simulating", steps, silent=silent) as progress, kept_memory():
             paths = sde.paths(start, torch.as_tensor(times), step, seed, method,
                               lambda share: progress.update(round(share * steps)))
         return paths.cpu().numpy()

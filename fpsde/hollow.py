@@ -123,8 +123,9 @@ class HollowNet(AbstractDrift):
         if order < 0:
             raise ValueError(f"order must be at least 0, got {order}")
         if mode == "taylor":
-            series = self.features(t, x, order)
-            return to_derivatives([self._linear(x, n) + self._read(c, x) for n, c in enumerate(series)])
+            flat, time = self._flatten(t, x)
+            series = self._transform(flat, self.conditioner(time, flat), time, order)
+            return to_derivatives([self._linear(x, n) + self._read(c, x, n) for n, c in enumerate(series)])
         if mode == "reverse":
             return self._reverse(t, x, order)
         raise ValueError(f"mode must be 'taylor' or 'reverse', got {mode!r}")
@@ -139,7 +140,8 @@ class HollowNet(AbstractDrift):
     def features(self, t: Tensor, x: Tensor, order: int) -> Series:
         """Returns the last hidden layer as a series in x_i with h_i fixed: order + 1 tensors (d, n, n_features)."""
         flat, time = self._flatten(t, x)
-        return self._transform(flat, self.conditioner(time, flat), time, order)
+        series = self._transform(flat, self.conditioner(time, flat), time, order)
+        return series if self.layers else [c * self.own ** n if n else c for n, c in enumerate(series)]
 
     def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
         r"""Applies a linear differential operator to what the readout multiplies.
@@ -212,25 +214,35 @@ class HollowNet(AbstractDrift):
         return torch.cat([2 * t[:, None] - 1, angle.sin(), angle.cos()], -1)
 
     def _transform(self, x: Tensor, h: Tensor, time: Tensor | None, order: int) -> Series:
+        """The last hidden layer as a series; the first hidden layer's is one in its own argument, not in x_i."""
         function, series_function = ACTIVATIONS[self.activation]
-        own = x.T[:, :, None]
-        z = torch.baddbmm(self.shifts[0], h, self.others) + own * self.own
+        seen: list[Tensor] = [h, x.T[:, :, None]]
+        weights: list[Tensor] = [self.others, self.own]
         if self.clock is not None and time is not None:
-            z = z + time @ self.clock
+            seen.append(time.expand(self.dim, -1, -1))
+            weights.append(self.clock)
+        # One product of matrices instead of three and their sums: the inputs are far narrower than the layer.
+        z = torch.baddbmm(self.shifts[0], torch.cat(seen, -1), torch.cat(weights, 1))
+        shifts = list(self.shifts)[1:]
         if order == 0:
             z = function(z)
-            for weight, shift in zip(self.layers, list(self.shifts)[1:], strict=True):
+            for weight, shift in zip(self.layers, shifts, strict=True):
                 z = function(torch.baddbmm(shift, z, weight))
             return [z]
-        slope = self.own.expand_as(z)
-        series = series_function([z, slope] + [torch.zeros_like(z)] * (order - 1))
-        for weight, shift in zip(self.layers, list(self.shifts)[1:], strict=True):
-            series = [c @ weight for c in series]
-            series = series_function([series[0] + shift, *series[1:]])
+        series = series_function([z, 1.0], order)
+        for k, (weight, shift) in enumerate(zip(self.layers, shifts, strict=True)):
+            value, *rest = series
+            rest = [c @ (weight if k else self._of_argument(weight, n)) for n, c in enumerate(rest, 1)]
+            series = series_function([torch.baddbmm(shift, value, weight), *rest])
         return series
 
-    def _read(self, features: Tensor, x: Tensor) -> Tensor:
-        return (features @ self.readout[:, :, None]).squeeze(-1).T.reshape(x.shape)
+    def _of_argument(self, weight: Tensor, n: int) -> Tensor:
+        """Weights after the first hidden layer for the coefficient n of its series: its argument has the slope `own`."""
+        return weight * self.own.mT ** n if n else weight
+
+    def _read(self, features: Tensor, x: Tensor, n: int) -> Tensor:
+        readout = self.readout[:, :, None]
+        return (features @ (readout if self.layers else self._of_argument(readout, n))).squeeze(-1).T.reshape(x.shape)
 
     def _linear(self, x: Tensor, order: int) -> Tensor:
         if order == 0:
@@ -243,7 +255,7 @@ class HollowNet(AbstractDrift):
             # The alias carries the derivative; the conditioner sees x itself, so its graph stays and h is fixed.
             alias = x.clone() if x.requires_grad else x.detach().requires_grad_()
             flat, time = self._flatten(t, x)
-            f = self._read(self._transform(alias.reshape(-1, self.dim), self.conditioner(time, flat), time, 0)[0], x)
+            f = self._read(self._transform(alias.reshape(-1, self.dim), self.conditioner(time, flat), time, 0)[0], x, 0)
             if self.matrix is not None:
                 diagonal = self.matrix.diagonal()
                 f = f + x @ (self.matrix - diagonal.diag()).T + diagonal * alias

@@ -131,12 +131,12 @@ class _NormalEquations:
             if matrix.dim() == 2:
                 constant = misfit - matrix @ values.flatten()
                 share = weight / len(misfit)
-                normal += share * matrix.T @ matrix
+                normal += share * (matrix.T @ matrix)
                 right += share * (matrix.T @ constant)
             else:
                 constant = misfit - (matrix @ values[..., None]).squeeze(-1)
                 share = weight / misfit.shape[1]
-                normal += torch.block_diag(*(share * matrix.mT @ matrix))
+                normal += torch.block_diag(*(share * (matrix.mT @ matrix)))
                 right += share * (matrix.mT @ constant[..., None]).flatten()
         usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
         for average, batch in ((self.normal, normal), (self.right, right), (self.amount, torch.ones_like(self.amount))):
@@ -168,7 +168,7 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
     variance = diffusion.variance(clock, x)
     s = density.score.reshape(-1, drift.dim)
     one = torch.ones_like(s)
-    rows = []
+    rows, of_drift = [], drift.columns(clock, x, [one])
     if weights.residual:
         bend = density.curvature.reshape(s.shape) + s * s
         columns = torch.cat([drift.columns(clock, x, [s, one]),
@@ -178,13 +178,13 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
         matrix = columns.transpose(0, 1).flatten(1)
         rows.append(Rows(matrix * root[:, None], r.flatten() * root, weights.residual))
     if weights.velocity:
-        columns = torch.cat([drift.columns(clock, x, [one]),
-                             diffusion.columns(clock, x, [-0.5 * s, -0.5 * one])], -1)[group].double()
+        columns = torch.cat([of_drift, diffusion.columns(clock, x, [-0.5 * s, -0.5 * one])], -1)
+        columns = columns[group].double()
         q = excess_velocity(density, f, variance).reshape(s.shape).T[group].double()
         rows.append(Rows(columns, q, weights.velocity))
     if weights.drift_energy:
-        blank = diffusion.columns(clock, x, [torch.zeros_like(s)])
-        columns = torch.cat([drift.columns(clock, x, [one]), blank], -1)[group].double()
+        blank = of_drift.new_zeros(*of_drift.shape[:2], diffusion.get_readout().shape[1])
+        columns = torch.cat([of_drift, blank], -1)[group].double()
         learned = (f - drift.known(clock, x)).reshape(s.shape)
         rows.append(Rows(columns, learned.T[group].double(), weights.drift_energy))
     return rows

@@ -10,8 +10,9 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchsde import BaseBrownian, BrownianInterval, sdeint
@@ -26,6 +27,7 @@ __all__ = ["FittedSDE", "FreshIncrements", "SimulationError", "simulate"]
 
 FIXED_STEP_METHODS = ("euler", "milstein")
 CALLS_BETWEEN_REPORTS = 16
+BLOCK = 1024
 
 
 class SimulationError(ArithmeticError):
@@ -140,15 +142,23 @@ class FittedSDE(nn.Module):
         """
         start = self.coordinates.inside(x0).to(next(self.drift.parameters()).dtype)
         first, last = float(times[0]), float(times[-1])
+        behind, parts = 0, 1
+
+        def started(chunk: int, chunks: int) -> None:
+            nonlocal behind, parts
+            behind, parts = chunk, chunks
 
         def reached(t: Tensor) -> None:
             if report is not None:
-                report((float(t) - first) / (last - first))
+                report((behind + (float(t) - first) / (last - first)) / parts)
 
-        inside = simulate(_Dimensionless(self, reached), start, times, time_step, seed, method)
+        inside = simulate(_Dimensionless(self, reached), start, times, time_step, seed, method, started=started)
         if report is not None:
             report(1.0)
-        path = self.coordinates.outside(inside).to(x0)
+        path = torch.empty(inside.shape, dtype=x0.dtype, device=x0.device)
+        # One time after the other: beside the result there is never more than the dimensionless one.
+        for k, z in enumerate(inside):
+            path[k] = self.coordinates.outside(z)
         path[0] = x0
         return path
 
@@ -178,23 +188,27 @@ class _Dimensionless(nn.Module):
 
 
 class FreshIncrements(BaseBrownian):
-    """Brownian increments drawn anew for every step from a generator: for fixed steps that are never revisited.
+    """Brownian increments drawn anew for every step: for fixed steps that are never revisited.
+
+    Every block of 1024 paths has a generator of its own, which draws for all of a block even if there are fewer paths: the
+    noise of a path does not depend on the paths after it, nor on how many are simulated at once.
 
     Arguments:
         size: (n, d).
-        generator: where the increments come from.
+        generators: where the increments of each block come from.
         dtype: of the increments.
     """
 
-    def __init__(self, size: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> None:
-        self._size, self._generator, self._dtype = torch.Size(size), generator, dtype
+    def __init__(self, size: tuple[int, int], generators: Sequence[torch.Generator], dtype: torch.dtype) -> None:
+        self._size, self._generators, self._dtype = torch.Size(size), generators, dtype
 
     def __call__(self, ta: Tensor, tb: Tensor | None = None, return_U: bool = False,
                  return_A: bool = False) -> Tensor:
         if tb is None or return_U or return_A:
             raise ValueError("fresh increments serve steps of euler and milstein only")
-        noise = torch.randn(self._size, generator=self._generator, dtype=self._dtype, device=self._generator.device)
-        return noise * math.sqrt(float(tb) - float(ta))
+        noise = torch.cat([torch.randn(BLOCK, self._size[1], generator=generator, dtype=self._dtype, device=self.device)
+                           for generator in self._generators])
+        return noise[:self._size[0]].mul_(math.sqrt(float(tb) - float(ta)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={tuple(self._size)})"
@@ -205,7 +219,7 @@ class FreshIncrements(BaseBrownian):
 
     @property
     def device(self) -> torch.device:
-        return self._generator.device
+        return self._generators[0].device
 
     @property
     def shape(self) -> torch.Size:
@@ -217,8 +231,12 @@ class FreshIncrements(BaseBrownian):
 
 
 @torch.no_grad()
-def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler") -> Tensor:
+def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler",
+             chunk: int = 4 * BLOCK, started: Callable[[int, int], None] | None = None) -> Tensor:
     """Simulates trajectories, one call of torchsde for each output interval, so that no output is interpolated.
+
+    Paths are taken a chunk at a time, which bounds the memory by that of the result. The same seed gives the same noise
+    whatever the chunks.
 
     Arguments:
         sde: what torchsde takes, with diagonal Ito noise.
@@ -226,7 +244,10 @@ def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: 
         times: increasing times, shape (k,), at least one.
         time_step: largest step.
         seed: of the noise.
-        method: "euler" or "milstein" in fixed steps, or "srk" in adaptive ones.
+        method: "euler" or "milstein" in fixed steps, or "srk" in adaptive ones, which every block of 1024 paths chooses for
+            itself.
+        chunk: paths simulated at once, in blocks of 1024.
+        started: called with the number of every chunk, from 0, and how many there are.
 
     Returns:
         The trajectories, shape (k, n, d).
@@ -236,10 +257,25 @@ def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: 
     """
     if method not in (*FIXED_STEP_METHODS, "srk"):
         raise ValueError(f"method must be one of 'euler', 'milstein', 'srk', got {method!r}")
-    generator = torch.Generator(device=y0.device).manual_seed(seed)
-    increments = FreshIncrements((y0.shape[0], y0.shape[1]), generator, y0.dtype)
-    path = [y0]
+    blocks = 1 if method == "srk" else max(1, chunk // BLOCK)
+    starts = range(0, len(y0), blocks * BLOCK)
     stops = times.double().cpu()
+    path = y0.new_empty(len(stops), *y0.shape)
+    for k, start in enumerate(starts):
+        if started is not None:
+            started(k, len(starts))
+        here = slice(start, start + blocks * BLOCK)
+        _simulate_chunk(sde, y0[here], stops, time_step, (seed, start // BLOCK), method, path[:, here])
+    return path
+
+
+def _simulate_chunk(sde: nn.Module, y0: Tensor, stops: Tensor, time_step: float, seed: tuple[int, int], method: str,
+                    path: Tensor) -> None:
+    """Simulates some paths into their place; the seed is that of all paths with the number of the first block."""
+    seeds = [_seed(seed[0], seed[1] + k) for k in range(-(-len(y0) // BLOCK))]
+    generators = [torch.Generator(device=y0.device).manual_seed(s) for s in seeds]
+    increments = FreshIncrements((y0.shape[0], y0.shape[1]), generators, y0.dtype)
+    path[0] = y0
     for k in range(len(stops) - 1):
         first, last = float(stops[k]), float(stops[k + 1])
         # A hair more than an even part: round-off then leaves no sliver of a step at the end.
@@ -247,12 +283,16 @@ def simulate(sde: nn.Module, y0: Tensor, times: Tensor, time_step: float, seed: 
         noise: BaseBrownian = increments
         if method == "srk":
             noise = BrownianInterval(first, last, size=tuple(y0.shape), dtype=y0.dtype, device=y0.device, dt=step,
-                                     entropy=seed + k, levy_area_approximation="space-time")
-        y = sdeint(sde, path[-1], torch.tensor([first, last], dtype=torch.float64, device=y0.device), bm=noise,
-                   method=method, dt=step, adaptive=method == "srk")[-1].to(y0.dtype)
+                                     entropy=seeds[0] + k, levy_area_approximation="space-time")
+        # The times stay on the CPU, where torchsde compares them at every step.
+        y = sdeint(sde, path[k], stops[k:k + 2], bm=noise, method=method, dt=step, adaptive=method == "srk")[-1]
         if not bool(torch.isfinite(y).all()):
             bad = int((~torch.isfinite(y).all(-1)).sum())
             raise SimulationError(f"{bad} of {len(y)} paths became infinite between times {first:g} and {last:g}; try "
                                   f"a smaller time step than {step:g}, or times within those of the data")
-        path.append(y)
-    return torch.stack(path)
+        path[k + 1] = y
+
+
+def _seed(seed: int, block: int) -> int:
+    """A seed for each block of paths, unlike those of all other blocks and seeds."""
+    return int(np.random.SeedSequence((seed, block)).generate_state(1)[0])

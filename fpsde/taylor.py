@@ -7,6 +7,9 @@ A series is a list of tensors ``[c_0, c_1, ..., c_k]`` that stands for
 so that the n-th derivative is :math:`n!\, c_n`. All operations are elementwise in the tensors: one forward pass
 carries value and derivatives together, without nested automatic differentiation, and stays differentiable.
 
+Activations take a series that may be shorter than the order asked for, the rest being zero; ``[z, 1.0]`` is the straight
+line :math:`z + \epsilon`, along which their coefficients are cheapest.
+
 References:
     Evaluating Derivatives, chapter 13 (Griewank & Walther, 2008), https://doi.org/10.1137/1.9780898717761
 """
@@ -14,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ __all__ = ["ACTIVATIONS", "Series", "compose_softplus", "exp", "from_derivatives
            "softplus", "tanh", "to_derivatives"]
 
 Series = list[Tensor]
+Argument = Sequence[Tensor | float]
 
 
 def to_derivatives(series: Series) -> tuple[Tensor, ...]:
@@ -40,44 +44,44 @@ def multiply(a: Series, b: Series) -> Series:
     return [_convolve(a, b, n) for n in range(len(a))]
 
 
-def exp(z: Series) -> Series:
+def exp(z: Argument, order: int | None = None) -> Series:
     """Returns the series of :math:`e^z`, from y' = y z'."""
-    y = [z[0].exp()]
-    for n in range(1, len(z)):
+    y = [_value(z).exp()]
+    for n in range(1, _order(z, order) + 1):
         y.append(_integrate(z, y, n))
     return y
 
 
-def tanh(z: Series) -> Series:
+def tanh(z: Argument, order: int | None = None) -> Series:
     """Returns the series of the hyperbolic tangent, from y' = (1 - y^2) z'."""
-    y = [z[0].tanh()]
-    slope = [1 - y[0] * y[0]]
-    for n in range(1, len(z)):
+    y, slope = [_value(z).tanh()], []
+    for n in range(1, _order(z, order) + 1):
+        slope.append(1 - y[0] * y[0] if n == 1 else -2 * _half_square(y, n - 1))
         y.append(_integrate(z, slope, n))
-        slope.append(-_convolve(y, y, n))
     return y
 
 
-def sigmoid(z: Series) -> Series:
+def sigmoid(z: Argument, order: int | None = None) -> Series:
     """Returns the series of 1 / (1 + e^-z), from y' = (y - y^2) z'."""
-    y = [z[0].sigmoid()]
-    slope = [y[0] * (1 - y[0])]
-    for n in range(1, len(z)):
+    y, slope = [_value(z).sigmoid()], []
+    for n in range(1, _order(z, order) + 1):
+        slope.append(y[0] - y[0] * y[0] if n == 1 else y[n - 1] - 2 * _half_square(y, n - 1))
         y.append(_integrate(z, slope, n))
-        slope.append(y[n] - _convolve(y, y, n))
     return y
 
 
-def softplus(z: Series) -> Series:
+def softplus(z: Argument, order: int | None = None) -> Series:
     """Returns the series of log(1 + e^z), from y' = sigmoid(z) z'."""
-    slope = sigmoid(z[:-1]) if len(z) > 1 else []
+    last = _order(z, order)
+    slope = sigmoid(z[:last], last - 1) if last else []
     # logaddexp, unlike torch's softplus, has no threshold: its derivatives agree with the recurrence everywhere.
-    return [_log1p_exp(z[0])] + [_integrate(z, slope, n) for n in range(1, len(z))]
+    return [_log1p_exp(_value(z))] + [_integrate(z, slope, n) for n in range(1, last + 1)]
 
 
-def silu(z: Series) -> Series:
+def silu(z: Argument, order: int | None = None) -> Series:
     """Returns the series of z sigmoid(z)."""
-    return multiply(z, sigmoid(z))
+    y = sigmoid(z, order)
+    return [sum((z[j] * y[n - j] for j in range(1, min(n + 1, len(z)))), z[0] * y[n]) for n in range(len(y))]
 
 
 def compose_softplus(z: Series, sharpness: float) -> Series:
@@ -85,13 +89,21 @@ def compose_softplus(z: Series, sharpness: float) -> Series:
     return [c / sharpness for c in softplus([sharpness * c for c in z])]
 
 
-ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Series], Series]]] = {
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[..., Series]]] = {
     "tanh": (torch.tanh, tanh),
     "softplus": (lambda z: _log1p_exp(z), softplus),
     "silu": (lambda z: z * z.sigmoid(), silu),
     "sigmoid": (torch.sigmoid, sigmoid),
 }
 """Smooth activations by name: the function of a tensor and the function of a series."""
+
+
+def _value(z: Argument) -> Tensor:
+    return torch.as_tensor(z[0])
+
+
+def _order(z: Argument, order: int | None) -> int:
+    return len(z) - 1 if order is None else order
 
 
 def _convolve(a: Series, b: Series, n: int) -> Tensor:
@@ -101,12 +113,20 @@ def _convolve(a: Series, b: Series, n: int) -> Tensor:
     return total
 
 
-def _integrate(z: Series, slope: Series, n: int) -> Tensor:
+def _half_square(y: Series, n: int) -> Tensor:
+    """Half of coefficient n >= 1 of y^2: each product once."""
+    total = y[0] * y[n]
+    for j in range(1, (n + 1) // 2):
+        total = total + y[j] * y[n - j]
+    return total if n % 2 else total + 0.5 * y[n // 2].square()
+
+
+def _integrate(z: Argument, slope: Series, n: int) -> Tensor:
     """Coefficient n of y where y' = slope(z) z'."""
-    total = n * z[n] * slope[0]
-    for j in range(1, n):
+    total = slope[n - 1] if isinstance(z[1], float) else z[1] * slope[n - 1]
+    for j in range(2, min(n + 1, len(z))):
         total = total + j * z[j] * slope[n - j]
-    return total / n
+    return total if n == 1 else total / n
 
 
 def _log1p_exp(z: Tensor) -> Tensor:

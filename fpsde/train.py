@@ -22,6 +22,9 @@ __all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_devi
            "train"]
 
 
+STEPS_BETWEEN_READS = 16
+
+
 class TrainingError(ArithmeticError):
     """Training cannot go on; the message says what happened and what to try."""
 
@@ -93,12 +96,14 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     Raises:
         TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
     """
-    optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99))
+    # Fused, for that is the one that leaves out an update when a tensor says so.
+    optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
     best, best_step, best_state = math.inf, 0, _copy(average.module)
-    start, skipped, in_a_row = time.monotonic(), 0, 0
+    skips = _Skips(trained[0].device)
+    start = time.monotonic()
     for step in range(config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -108,26 +113,25 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
             before(step, batch)
         terms = module(*batch)
         optimiser.zero_grad(set_to_none=True)
-        if _descend(terms.loss, trained, config.clip):
-            optimiser.step()
-            average.update_parameters(module)
-            in_a_row = 0
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row >= config.patience:
-                raise TrainingError(
-                    f"the loss or its gradient was not finite in {in_a_row} steps in a row, the last at step {step + 1}; "
-                    "lower the learning rate, look for outliers in the data, or use fewer components")
+        terms.loss.backward()
+        norm = nn.utils.clip_grad_norm_(trained, config.clip)
+        setattr(optimiser, "found_inf", skips.count(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm)))  # noqa: B010
+        optimiser.step()
+        average.update_parameters(module)
+        if skips.read(step, last=step + 1 == config.steps) >= config.patience:
+            raise TrainingError(
+                f"the loss or its gradient was not finite in {skips.longest} steps in a row, the last at step {step + 1}; "
+                "lower the learning rate, look for outliers in the data, or use fewer components")
         if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
             value = score(average.module)
             if value <= best:
                 best, best_step, best_state = value, step + 1, _copy(average.module)
         if report is not None:
-            report(Report(step + 1, config.steps, time.monotonic() - start, skipped, {}), terms)
+            report(Report(step + 1, config.steps, time.monotonic() - start, skips.total, {}), terms)
     if config.steps and not math.isfinite(best):
         raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
                             "in the data, or use fewer components")
-    return TrainResult(config.steps, skipped, best_step, best, best_state)
+    return TrainResult(config.steps, skips.total, best_step, best, best_state)
 
 
 def choose_device(name: str) -> torch.device:
@@ -172,12 +176,28 @@ def singular_matrices() -> Iterator[None]:
                             "data, or use fewer components") from error
 
 
-def _descend(loss: Tensor, trained: list[Tensor], clip: float) -> bool:
-    """Back-propagates and clips; False if anything is not finite."""
-    if not bool(torch.isfinite(loss)):
-        return False
-    loss.backward()
-    return bool(torch.isfinite(nn.utils.clip_grad_norm_(trained, clip)))
+class _Skips:
+    """Counts steps that are left out, where the loss is; on a GPU, to ask for the counts is to wait for them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.every = 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+        # In all, in a row now, and most in a row since they were read.
+        self.counts = torch.zeros(3, device=device)
+        self.total, self.longest = 0, 0
+
+    def count(self, usable: Tensor) -> Tensor:
+        """Counts a step, and returns 1 if it is to be left out and 0 otherwise."""
+        left_out = (~usable).to(self.counts)
+        total, now, most = self.counts
+        now = left_out * (now + 1)
+        self.counts = torch.stack([total + left_out, now, torch.maximum(most, now)])
+        return left_out
+
+    def read(self, step: int, last: bool = False) -> int:
+        """Returns the most steps in a row that were left out, as far as it is known by now."""
+        if last or (step + 1) % self.every == 0:
+            self.total, _, self.longest = map(int, self.counts.tolist())
+        return self.longest
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -60,13 +60,48 @@ def test_seeds_and_numpy_leave_each_other_alone(device):
     assert not torch.equal(first, simulate(Brownian(), y0, times, 0.1, seed=4))
 
 
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_paths_do_not_depend_on_chunks_or_on_the_paths_after_them(method, device):
+    y0, times = torch.linspace(-1, 1, 2500, device=device)[:, None].repeat(1, 2), torch.tensor([0.0, 0.1, 0.3])
+    paths = simulate(OrnsteinUhlenbeck(), y0, times, 0.1, 5, method)
+    assert torch.equal(paths, simulate(OrnsteinUhlenbeck(), y0, times, 0.1, 5, method, chunk=1024))
+    first = 2048 if method == "srk" else 1500
+    assert torch.equal(paths[:, :first], simulate(OrnsteinUhlenbeck(), y0[:first], times, 0.1, 5, method))
+    noise = paths[-1] - paths[-1].mean(0)
+    assert abs(float(torch.corrcoef(noise[:2048, 0].reshape(2, 1024))[0, 1])) < 0.15
+
+
+class GeometricBrownianMotion(Brownian):
+    def f(self, t, y):
+        return 0.1 * y
+
+    def g(self, t, y):
+        return 0.8 * y
+
+
+def test_strong_order_on_geometric_brownian_motion():
+    """Euler's error against the closed form falls with the root of the step, Milstein's with the step itself."""
+    y0, steps = torch.ones(4000, 1, dtype=torch.float64), (1 / 16, 1 / 64)
+
+    def error(method, step):
+        # The sum of the increments that the same seed draws is the Brownian motion at the end.
+        motion = simulate(Brownian(), 0 * y0, torch.tensor([0.0, 1.0]), step, 2, "euler")[-1]
+        exact = torch.exp((0.1 - 0.32) + 0.8 * motion)
+        return float((simulate(GeometricBrownianMotion(), y0, torch.tensor([0.0, 1.0]), step, 2, method)[-1] - exact)
+                     .square().mean().sqrt())
+
+    slopes = [np.log(error(method, steps[0]) / error(method, steps[1])) / np.log(4) for method in ("euler", "milstein")]
+    assert slopes[0] == pytest.approx(0.5, abs=0.15)
+    assert slopes[1] == pytest.approx(1.0, abs=0.15)
+
+
 def test_explosion_is_an_error_that_says_when():
     with pytest.raises(SimulationError, match="became infinite between times 0 and 5; try a smaller time step"):
         simulate(Exploding(), torch.full((3, 1), 5.0), torch.tensor([0.0, 5.0]), 0.1, 0)
 
 
 def test_fresh_increments_refuse_what_they_cannot_do():
-    noise = FreshIncrements((2, 1), torch.Generator(), torch.float32)
+    noise = FreshIncrements((2, 1), [torch.Generator()], torch.float32)
     with pytest.raises(ValueError, match="euler and milstein only"):
         noise(torch.tensor(0.0), torch.tensor(1.0), return_U=True)
     with pytest.raises(ValueError, match="method must be"):

@@ -11,7 +11,7 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
-     "field", "forecast"],
+     "field", "forecast", "memory"],
     ["conditioner", "coordinates", "covariance", "plane", "reading"],
     ["given", "density"],
     ["drift"],

@@ -28,6 +28,15 @@ def test_activation_of_a_polynomial_against_nested_autograd(name, order, device,
         close(result[n], expected[n], 1e-10)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_a_short_series_is_one_with_zeros(name, order, close):
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    padded = [z, torch.ones_like(z), *[torch.zeros_like(z)] * (order - 1)]
+    for a, b in zip(FUNCTIONS[name][0]([z, 1.0], order), FUNCTIONS[name][0](padded), strict=True):
+        close(a, b, 1e-12)
+
+
 def test_product_is_leibniz_rule(close):
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)
     sine = [x.sin(), x.cos(), -x.sin(), -x.cos()]

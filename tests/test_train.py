@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fpsde.progress import Progress
-from fpsde.train import TrainConfig, TrainingError, choose_device, one_thread, singular_matrices, train
+from fpsde.train import TrainConfig, TrainingError, _Skips, choose_device, one_thread, singular_matrices, train
 
 
 class Terms(NamedTuple):
@@ -60,6 +60,17 @@ def test_gradient_that_is_not_finite_is_skipped_too():
 def test_stops_with_a_clear_message_when_it_keeps_happening():
     with pytest.raises(TrainingError, match="not finite in 25 steps in a row, the last at step 35; lower the learning rate"):
         run(bad=range(10, 300))
+
+
+def test_counts_that_are_read_seldom_miss_nothing():
+    skips = _Skips(torch.device("cpu"))
+    skips.every = 8
+    seen = []
+    for step, good in enumerate([True, False, False, False, True, True, False, True]):
+        assert float(skips.count(torch.tensor(good))) == (not good)
+        seen.append(skips.read(step))
+    assert seen == [0] * 7 + [3]
+    assert skips.total == 4
 
 
 def test_no_finite_score_is_an_error_and_not_the_initial_state():
