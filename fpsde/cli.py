@@ -322,7 +322,8 @@ def _describe(model: FokkerPlanckSDE) -> str:
         "gradient": "the drift goes down a potential, an assumption, and with the noise is the same at all times",
     }[parameters["drift"]]
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
-    centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
+    coordinates = model.sde_.coordinates
+    centre = coordinates.outside(torch.zeros_like(coordinates.centre)[None])
     noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
     members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
     lines = [

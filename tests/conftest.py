@@ -8,6 +8,13 @@ def pytest_addoption(parser):
     parser.addoption("--dtype", default="both", help="dtype of the tests that leave it open: float64, float32 or both")
 
 
+def pytest_collection_modifyitems(config, items):
+    if torch.device(config.getoption("--device")).type != "cuda":
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="run with --device cuda"))
+
+
 def pytest_generate_tests(metafunc):
     if "dtype" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--dtype")
@@ -15,7 +22,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("dtype", [getattr(torch, name) for name in names], ids=names)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device(request):
     return torch.device(request.config.getoption("--device"))
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from problems import rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
-from fpsde.cli import main
+from fpsde.cli import _describe, main
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
 
@@ -27,13 +27,13 @@ def refused(*arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, device):
     folder = tmp_path_factory.mktemp("cli")
     rows = "".join(f"{t},{x},{y}\n" for t, (x, y) in zip(T, X, strict=True))
     (folder / "data.csv").write_text("day,prey,predator\n" + rows)
     np.savez(folder / "data.npz", X=X, t=T)
     result = run("fit", folder / "data.csv", "--time", "day", "-o", folder / "m.fpsde", "--steps", 10, "--components", 2,
-                 "--device", "cpu", "--quiet")
+                 "--device", device, "--quiet")
     assert result.exit_code == 0, result.output
     assert "120 points at 3 times" in result.output
     return folder
@@ -44,6 +44,16 @@ def test_info(folder):
     assert result.exit_code == 0
     assert "2 coordinates (prey, predator)" in result.output
     assert "an assumption" in result.output
+
+
+def test_info_asks_for_the_noise_where_the_model_lies(folder, monkeypatch):
+    """On a device that refuses the CPU's tensors, as a GPU does."""
+    model, asked = FokkerPlanckSDE.load(folder / "m.fpsde"), []
+    noise = model.diffusion(model.sde_.coordinates.centre[None], 0.0)
+    monkeypatch.setattr(FokkerPlanckSDE, "diffusion", property(lambda _: lambda x, t: asked.append(x) or noise))
+    model.sde_.to("meta")
+    _describe(model)
+    assert [(x.device.type, x.shape) for x in asked] == [("meta", (1, 2))]
 
 
 def test_a_drift_that_is_a_gradient(folder, tmp_path):
@@ -172,9 +182,9 @@ def test_names_that_the_system_does_not_take(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99"])
-def test_devices_that_are_not_there(device, folder, tmp_path):
-    assert f"device {device!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", device).replace(
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(name, folder, tmp_path):
+    assert f"device {name!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", name).replace(
         "device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got ", "device ")
 
 
