@@ -109,7 +109,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         **settings: Any) -> None:
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
-        check_writable(output)
+        check_writable(output, data)
         settings["positive"] = positive_places(settings["positive"], snapshots.names)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
@@ -136,7 +136,7 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         wanted = _parse_times(times)
         x = _by_names(fitted, start, lambda names: read_start(start, time, names))
         _check_dim(fitted, start, x.shape[1])
-        check_writable(output)
+        check_writable(output, model, start)
         if Path(output).suffix.lower() not in (".npz", ".csv"):
             raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
         if paths is not None:
@@ -228,7 +228,7 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
         if figure is not None and data is None:
             raise click.UsageError("--figure draws what the data tell: give DATA as well")
         if figure is not None:
-            check_writable(figure)
+            check_writable(figure, model, data or model)
             if Path(figure).suffix.lower() not in (".png", ".pdf"):
                 raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
         fitted = FokkerPlanckSDE.load(model)

@@ -168,6 +168,19 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
+def test_what_is_read_is_not_written_over(folder, tmp_path):
+    data, model = tmp_path / "data.csv", tmp_path / "m.png"
+    data.write_bytes((folder / "data.csv").read_bytes())
+    model.write_bytes((folder / "m.fpsde").read_bytes())
+    (tmp_path / "link.csv").symlink_to(data)
+    start = ("--start", data, "--times", "0,1", "-o")
+    for arguments in (("fit", data, "-o", data), ("fit", data, "-o", tmp_path / "link.csv"), ("simulate", model, *start, data),
+                      ("simulate", model, *start, model), ("info", model, data, "--figure", model)):
+        assert "which is read" in refused(*arguments)
+    assert data.read_bytes() == (folder / "data.csv").read_bytes()
+    assert model.read_bytes() == (folder / "m.fpsde").read_bytes()
+
+
 def test_names_that_the_system_does_not_take(folder, tmp_path):
     long = "n" * 300
     for arguments in (("fit", folder / "data.csv", "-o", tmp_path / long, "--steps", 10**9),
