@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 
 def pytest_addoption(parser):
@@ -44,6 +45,18 @@ def close():
         assert float((result - expected).abs().max()) <= relative * scale
 
     return check
+
+
+@pytest.fixture
+def cheapest():
+    """The least cost of a transport between masses, of shapes (n,) and (m,), by linear programming."""
+
+    def solve(cost, mass_x, mass_y):
+        n, m = cost.shape
+        sums = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+        return optimize.linprog(cost.ravel(), A_eq=sums, b_eq=np.concatenate([mass_x, mass_y])).fun
+
+    return solve
 
 
 @pytest.fixture(autouse=True)
