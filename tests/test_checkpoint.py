@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file as save_tensors
 
 from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, check_writable, load_file, save_file
@@ -13,6 +14,8 @@ def test_round_trip(tmp_path):
     save_file(tmp_path / "m", TENSORS, {"names": ["x", "ü"], "n": 3})
     tensors, header = load_file(tmp_path / "m")
     assert header == {"names": ["x", "ü"], "n": 3}
+    with safe_open(tmp_path / "m", framework="pt") as file:
+        assert (file.metadata()["format"], file.metadata()["version"]) == ("fpsde-model", str(FORMAT_VERSION))
     assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 

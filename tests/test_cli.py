@@ -81,6 +81,36 @@ def test_simulate(folder, tmp_path, times, suffix):
         assert len(lines) == 1 + 40 * k
 
 
+def test_seeds_and_steps_are_those_asked_for(folder, tmp_path, device):
+    """Another seed gives another model, other paths, other scores; so does a step of another size."""
+    def fit(name, seed):
+        result = run("fit", folder / "data.csv", "--drift", "autonomous", "--diffusion", "constant", "-o", tmp_path / name,
+                     "--steps", 4, "--components", 1, "--device", device, "--quiet", "--seed", seed)
+        assert result.exit_code == 0, result.output
+        return FokkerPlanckSDE.load(tmp_path / name).drift(X, 0.0)
+
+    assert not np.allclose(fit("a", 5), fit("b", 6))
+    assert FokkerPlanckSDE.load(tmp_path / "a").get_params()["random_state"] == 5
+
+    def simulate(*options):
+        result = run("simulate", tmp_path / "a", "--start", folder / "data.csv", "--times", "0,1", "-o", tmp_path / "p.npz",
+                     "--quiet", *options)
+        assert result.exit_code == 0, result.output
+        with np.load(tmp_path / "p.npz") as file:
+            return file["paths"]
+
+    paths = simulate("--seed", 1, "--step", 0.25)
+    assert np.array_equal(simulate("--seed", 1, "--step", 0.25), paths)
+    assert not np.allclose(simulate("--seed", 2, "--step", 0.25), paths)
+    assert not np.allclose(simulate("--seed", 1, "--step", 0.5), paths)
+
+    def evaluate(seed):
+        return json.loads(run("evaluate", tmp_path / "a", folder / "data.csv", "--points", 10, "--seed", seed, "--json").output)
+
+    assert evaluate(1) == evaluate(1)
+    assert evaluate(1)["steps"] != evaluate(2)["steps"]
+
+
 @pytest.mark.parametrize("text", ["predator,prey\n1,2\n", "predator,day,prey\n1,0.5,2\n"])
 def test_simulate_from_a_file_of_start_points(text, folder, tmp_path):
     (tmp_path / "start.csv").write_text(text)

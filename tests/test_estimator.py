@@ -1,5 +1,6 @@
 import json
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,28 @@ def test_the_fitted_equation_goes_into_torchsde(model, device):
         assert paths.shape == (2, 4, 2)
         assert paths.dtype == y0.dtype
         assert np.allclose(model.sde_.f(torch.tensor(0.2), y0).cpu().numpy(), model.drift(X[:4], 0.2), atol=1e-5)
+
+
+def test_simulation_takes_steps_and_seeds_as_told():
+    """One step of Euler is a straight line; many are not, and the noise is that of the seed."""
+    model = FokkerPlanckSDE(**QUICK, drift="autonomous", diffusion=0.0).fit(X, T)
+    start = X[:4]
+    slopes = []
+    for step in (1.0, 0.5):
+        path, now = start, 0.0
+        while now < 1:
+            path, now = path + step * model.drift(path, now), now + step
+        assert np.allclose(model.simulate(start, [0, 1], time_step=step)[1], path, rtol=1e-4, atol=1e-4)
+        slopes.append(path)
+    assert not np.allclose(*slopes, rtol=1e-2)
+    noisy = FokkerPlanckSDE(**QUICK, diffusion=0.5).fit(X, T)
+    a, b, other = (noisy.simulate(start, [0, 1], random_state=seed) for seed in (3, 3, 4))
+    assert np.array_equal(a, b)
+    assert not np.allclose(a, other)
+
+
+def test_a_file_says_what_wrote_it(saved):
+    assert saved[1]["fitted"]["written_by"] == f"fpsde {version('fpsde')}"
 
 
 def test_density_is_normalised_in_data_units(model):
