@@ -17,7 +17,7 @@ import click
 import numpy as np
 import torch
 
-from fpsde.arguments import positive_places
+from fpsde.arguments import check_positive, positive_places
 from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
@@ -49,9 +49,14 @@ def _plain_errors() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError,
-                torch.OutOfMemoryError) as error:
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
+            raise SystemExit(2) from error
+        except (MemoryError, RuntimeError) as error:
+            # Of the CPU's memory torch says so in the text alone.
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+                raise
+            click.echo("Error: out of memory; use fewer points, coordinates, components, paths or times", err=True)
             raise SystemExit(2) from error
 
 
@@ -110,7 +115,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
         check_writable(output, data)
-        settings["positive"] = positive_places(settings["positive"], snapshots.names)
+        settings["positive"] = _positive(settings["positive"], snapshots)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
         model.names_ = snapshots.names
@@ -185,7 +190,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
 
 def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
                        settings: dict[str, Any]) -> None:
-    settings["positive"] = positive_places(settings["positive"], snapshots.names)
+    settings["positive"] = _positive(settings["positive"], snapshots)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
         return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
@@ -249,6 +254,13 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
 
 def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
     return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
+
+
+def _positive(wanted: bool | list[str], snapshots: Snapshots) -> list[int]:
+    """The places of positive coordinates, checked under the names of the file: the estimator gets arrays."""
+    places = positive_places(wanted, snapshots.names)
+    check_positive(snapshots.x, np.isin(np.arange(snapshots.dim), places), snapshots.names)
+    return places
 
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from problems import rotating_snapshots
 
@@ -179,6 +180,34 @@ def test_bad_data_is_refused(folder, tmp_path):
     (tmp_path / "few.csv").write_text((folder / "data.csv").read_text() + "2,1,1\n")
     assert "fewer than 3 points, the first is 2 with 1" in refused("fit", tmp_path / "few.csv")
     assert not list(tmp_path.glob("*.fpsde"))
+
+
+def test_messages_use_the_names_of_the_file(folder, tmp_path):
+    (tmp_path / "d.csv").write_text("day,a,b\n" + "".join(f"{t},{i + 1},{i - 3}\n" for t in (0, 1, 2) for i in range(8)))
+    for arguments in (("fit", tmp_path / "d.csv", "-o", tmp_path / "m"), ("evaluate", tmp_path / "d.csv", "--leave-one-out")):
+        assert "coordinate 'b' is said to be positive, but row 0 has -3" in refused(*arguments, "--positive", "all")
+    (tmp_path / "words.csv").write_text("day,a\n" + "day0,1\n" * 9)
+    assert "column 'day' is not numeric: line 2 has 'day0'; times must be numbers" in refused("fit", tmp_path / "words.csv")
+    for arguments in (("fit", tmp_path), ("info", tmp_path), ("evaluate", folder / "m.fpsde", tmp_path),
+                      ("simulate", folder / "m.fpsde", "--start", tmp_path / "no.npz", "--times", "0,1")):
+        assert "no such file" in refused(*arguments) or "a folder, not a file" in refused(*arguments)
+    assert "a folder, not a file" in refused("fit", tmp_path)
+    assert "a folder, not a file" in refused("info", tmp_path)
+
+
+@pytest.mark.parametrize("want", [lambda: np.empty(2**57), lambda: torch.empty(2**57)])
+def test_too_little_memory_is_one_sentence(want, folder, monkeypatch):
+    monkeypatch.setattr(FokkerPlanckSDE, "load", lambda path: want())
+    assert refused("info", folder / "m.fpsde").startswith("Error: out of memory; use fewer points")
+
+
+def test_other_errors_are_not_hidden(folder, monkeypatch):
+    def fail(path):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(FokkerPlanckSDE, "load", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
+        CliRunner().invoke(main, ["info", str(folder / "m.fpsde")], catch_exceptions=False)
 
 
 def test_bad_options_are_refused(folder, tmp_path):
