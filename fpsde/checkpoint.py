@@ -44,16 +44,21 @@ def save_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, An
     write_atomically(path, save(cpu, metadata))
 
 
-def check_writable(path: str | Path) -> None:
-    """Finds out before the work, not after it, that a file cannot be written.
+def check_writable(path: str | Path, *inputs: str | Path) -> None:
+    """Finds out before the work, not after it, that a file cannot or must not be written.
+
+    Arguments:
+        path: the file to write.
+        inputs: files that are read, which it must not replace.
 
     Raises:
-        ModelFileError: if it is a folder, if there is no folder for it, or without permission.
+        ModelFileError: if it is an input, or no file, if there is no folder for it, or without permission.
     """
-    target = Path(path)
     try:
-        if target.is_dir():
-            raise ModelFileError(f"{path}: cannot be written (it is a folder)")
+        target = _target(path)
+        for other in inputs:
+            if os.path.exists(other) and os.path.exists(target) and os.path.samefile(other, target):
+                raise ModelFileError(f"{path}: not written over {other}, which is read; choose another file")
         if not target.parent.is_dir():
             raise ModelFileError(f"{path}: cannot be written (no folder {target.parent})")
         if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
@@ -66,15 +71,15 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file beside its place, flushes it to disk and renames it.
+    """Writes a file beside its place, flushes it to disk and renames it; of a link, what it points to.
 
     Raises:
-        ModelFileError: if that fails; nothing is left behind.
+        ModelFileError: if that fails, or if there is something else than a file; nothing is left behind.
     """
-    path = Path(path)
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target = _target(path)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -82,11 +87,20 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise ModelFileError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _target(path: str | Path) -> Path:
+    """The file behind any links; refuses what is there and is no file, which a rename would destroy."""
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        what = "a folder" if target.is_dir() else "no regular file"
+        raise ModelFileError(f"{path}: cannot be written (it is {what})")
+    return target
 
 
 def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -100,7 +114,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise ModelFileError(f"{path}: no such file")
+        raise ModelFileError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

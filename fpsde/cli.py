@@ -17,7 +17,7 @@ import click
 import numpy as np
 import torch
 
-from fpsde.arguments import positive_places
+from fpsde.arguments import check_positive, positive_places
 from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
@@ -49,9 +49,14 @@ def _plain_errors() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError,
-                torch.OutOfMemoryError) as error:
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
             click.echo(f"Error: {error}", err=True)
+            raise SystemExit(2) from error
+        except (MemoryError, RuntimeError) as error:
+            # Of the CPU's memory torch says so in the text alone.
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+                raise
+            click.echo("Error: out of memory; use fewer points, coordinates, components, paths or times", err=True)
             raise SystemExit(2) from error
 
 
@@ -109,8 +114,8 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         **settings: Any) -> None:
     with _plain_errors():
         snapshots = _read(data, time, features, weights)
-        check_writable(output)
-        settings["positive"] = positive_places(settings["positive"], snapshots.names)
+        check_writable(output, data)
+        settings["positive"] = _positive(settings["positive"], snapshots)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights)
         model.names_ = snapshots.names
@@ -136,7 +141,7 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         wanted = _parse_times(times)
         x = _by_names(fitted, start, lambda names: read_start(start, time, names))
         _check_dim(fitted, start, x.shape[1])
-        check_writable(output)
+        check_writable(output, model, start)
         if Path(output).suffix.lower() not in (".npz", ".csv"):
             raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
         if paths is not None:
@@ -185,7 +190,7 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
 
 def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
                        settings: dict[str, Any]) -> None:
-    settings["positive"] = positive_places(settings["positive"], snapshots.names)
+    settings["positive"] = _positive(settings["positive"], snapshots)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
         return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
@@ -228,7 +233,7 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
         if figure is not None and data is None:
             raise click.UsageError("--figure draws what the data tell: give DATA as well")
         if figure is not None:
-            check_writable(figure)
+            check_writable(figure, model, data or model)
             if Path(figure).suffix.lower() not in (".png", ".pdf"):
                 raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
         fitted = FokkerPlanckSDE.load(model)
@@ -249,6 +254,13 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
 
 def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
     return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
+
+
+def _positive(wanted: bool | list[str], snapshots: Snapshots) -> list[int]:
+    """The places of positive coordinates, checked under the names of the file: the estimator gets arrays."""
+    places = positive_places(wanted, snapshots.names)
+    check_positive(snapshots.x, np.isin(np.arange(snapshots.dim), places), snapshots.names)
+    return places
 
 
 def _matching(model: FokkerPlanckSDE, path: str, time: str | None, weights: str | None = None) -> Snapshots:
@@ -322,7 +334,8 @@ def _describe(model: FokkerPlanckSDE) -> str:
         "gradient": "the drift goes down a potential, an assumption, and with the noise is the same at all times",
     }[parameters["drift"]]
     shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
-    centre = model.sde_.coordinates.outside(torch.zeros(1, model.n_features_in_))
+    coordinates = model.sde_.coordinates
+    centre = coordinates.outside(torch.zeros_like(coordinates.centre)[None])
     noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
     members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
     lines = [

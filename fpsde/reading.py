@@ -93,7 +93,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _read(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
           may_lack_times: bool = False) -> _Columns:
     if not os.path.isfile(path):
-        raise SnapshotError("no such file")
+        raise SnapshotError("a folder, not a file" if os.path.isdir(path) else "no such file")
     readers = {".csv": _read_csv, ".npz": _read_npz}
     if path.suffix.lower() not in readers:
         raise SnapshotError(f"unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
@@ -130,21 +130,23 @@ def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: 
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise SnapshotError(f"line {line} has {len(row)} fields, the header has {len(header)}")
-    columns = {name: _numbers([(line, row[header.index(name)]) for line, row in rows[1:]], name) for name in wanted}
+    advice = dict.fromkeys(names, "choose the columns to use with --features") | dict.fromkeys(
+        times, "times must be numbers") | dict.fromkeys(given, "weights must be numbers")
+    columns = {name: _numbers([(line, row[header.index(name)]) for line, row in rows[1:]], name, advice[name])
+               for name in wanted}
     return _Columns(np.stack([columns[name] for name in names], 1), columns[times[0]] if times else None, names,
                     columns[given[0]] if given else None)
 
 
-def _numbers(cells: list[tuple[int, str]], name: str) -> Array:
-    """Numbers from the cells of a column, each with its line in the file."""
+def _numbers(cells: list[tuple[int, str]], name: str, advice: str) -> Array:
+    """Numbers from the cells of a column, each with its line in the file, or what to do where there are none."""
     values = np.full(len(cells), np.nan)
     for i, (line, cell) in enumerate(cells):
         if cell.strip().lower() not in MISSING:
             try:
                 values[i] = float(cell)
             except ValueError:
-                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {cell!r}; choose the columns to use "
-                                    "with --features") from None
+                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {cell!r}; {advice}") from None
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise SnapshotError(f"column {name!r} has missing or infinite values in {len(bad)} rows (lines "

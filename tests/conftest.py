@@ -1,11 +1,19 @@
 import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device that tests run on: cpu or cuda")
     parser.addoption("--dtype", default="both", help="dtype of the tests that leave it open: float64, float32 or both")
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.device(config.getoption("--device")).type != "cuda":
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="run with --device cuda"))
 
 
 def pytest_generate_tests(metafunc):
@@ -15,7 +23,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("dtype", [getattr(torch, name) for name in names], ids=names)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device(request):
     return torch.device(request.config.getoption("--device"))
 
@@ -37,6 +45,18 @@ def close():
         assert float((result - expected).abs().max()) <= relative * scale
 
     return check
+
+
+@pytest.fixture
+def cheapest():
+    """The least cost of a transport between masses, of shapes (n,) and (m,), by linear programming."""
+
+    def solve(cost, mass_x, mass_y):
+        n, m = cost.shape
+        sums = np.concatenate([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+        return optimize.linprog(cost.ravel(), A_eq=sums, b_eq=np.concatenate([mass_x, mass_y])).fun
+
+    return solve
 
 
 @pytest.fixture(autouse=True)

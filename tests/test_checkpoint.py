@@ -1,8 +1,11 @@
+import os
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file as save_tensors
 
-from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, load_file, save_file
+from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, check_writable, load_file, save_file
 
 TENSORS = {"a": torch.randn(3, 2), "b": torch.arange(4.0, dtype=torch.float64)}
 
@@ -11,6 +14,8 @@ def test_round_trip(tmp_path):
     save_file(tmp_path / "m", TENSORS, {"names": ["x", "ü"], "n": 3})
     tensors, header = load_file(tmp_path / "m")
     assert header == {"names": ["x", "ü"], "n": 3}
+    with safe_open(tmp_path / "m", framework="pt") as file:
+        assert (file.metadata()["format"], file.metadata()["version"]) == ("fpsde-model", str(FORMAT_VERSION))
     assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
@@ -33,6 +38,43 @@ def test_weights_that_are_not_finite_are_not_written(value, tmp_path):
     with pytest.raises(ModelFileError, match="not written, b is not finite"):
         save_file(tmp_path / "m", {**TENSORS, "b": torch.tensor([1.0, value])}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("old", "new"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "there" / "m")
+        check_writable(link)
+        save_file(link, TENSORS, {"name": name})
+        assert link.is_symlink()
+        assert load_file(tmp_path / "there" / "m")[1] == {"name": name}
+    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list((tmp_path / "there").iterdir())) == 1
+
+
+def test_what_is_no_file_is_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name in ("pipe", "link", "loop"):
+        for write in (check_writable, lambda path: save_file(path, TENSORS, {})):
+            with pytest.raises(ModelFileError, match=f"{name}: cannot be written .it is no regular file"):
+                write(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_input_is_not_written_over(tmp_path):
+    data = tmp_path / "data.csv"
+    data.write_text("x")
+    (tmp_path / "link").symlink_to(data)
+    os.link(data, tmp_path / "other")
+    for name in ("data.csv", "link", "other"):
+        with pytest.raises(ModelFileError, match=f"{name}: not written over .*data.csv, which is read"):
+            check_writable(tmp_path / name, tmp_path / "no file", data)
+    check_writable(tmp_path / "new", tmp_path / "no file", data)
 
 
 def test_no_folder(tmp_path):

@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from problems import rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
-from fpsde.cli import main
+from fpsde.cli import _describe, main
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
 
@@ -27,13 +28,13 @@ def refused(*arguments):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, device):
     folder = tmp_path_factory.mktemp("cli")
     rows = "".join(f"{t},{x},{y}\n" for t, (x, y) in zip(T, X, strict=True))
     (folder / "data.csv").write_text("day,prey,predator\n" + rows)
     np.savez(folder / "data.npz", X=X, t=T)
     result = run("fit", folder / "data.csv", "--time", "day", "-o", folder / "m.fpsde", "--steps", 10, "--components", 2,
-                 "--device", "cpu", "--quiet")
+                 "--device", device, "--quiet")
     assert result.exit_code == 0, result.output
     assert "120 points at 3 times" in result.output
     return folder
@@ -44,6 +45,16 @@ def test_info(folder):
     assert result.exit_code == 0
     assert "2 coordinates (prey, predator)" in result.output
     assert "an assumption" in result.output
+
+
+def test_info_asks_for_the_noise_where_the_model_lies(folder, monkeypatch):
+    """On a device that refuses the CPU's tensors, as a GPU does."""
+    model, asked = FokkerPlanckSDE.load(folder / "m.fpsde"), []
+    noise = model.diffusion(model.sde_.coordinates.centre[None], 0.0)
+    monkeypatch.setattr(FokkerPlanckSDE, "diffusion", property(lambda _: lambda x, t: asked.append(x) or noise))
+    model.sde_.to("meta")
+    _describe(model)
+    assert [(x.device.type, x.shape) for x in asked] == [("meta", (1, 2))]
 
 
 def test_a_drift_that_is_a_gradient(folder, tmp_path):
@@ -69,6 +80,36 @@ def test_simulate(folder, tmp_path, times, suffix):
         lines = output.read_text().splitlines()
         assert lines[0] == "path,time,prey,predator"
         assert len(lines) == 1 + 40 * k
+
+
+def test_seeds_and_steps_are_those_asked_for(folder, tmp_path, device):
+    """Another seed gives another model, other paths, other scores; so does a step of another size."""
+    def fit(name, seed):
+        result = run("fit", folder / "data.csv", "--drift", "autonomous", "--diffusion", "constant", "-o", tmp_path / name,
+                     "--steps", 4, "--components", 1, "--device", device, "--quiet", "--seed", seed)
+        assert result.exit_code == 0, result.output
+        return FokkerPlanckSDE.load(tmp_path / name).drift(X, 0.0)
+
+    assert not np.allclose(fit("a", 5), fit("b", 6))
+    assert FokkerPlanckSDE.load(tmp_path / "a").get_params()["random_state"] == 5
+
+    def simulate(*options):
+        result = run("simulate", tmp_path / "a", "--start", folder / "data.csv", "--times", "0,1", "-o", tmp_path / "p.npz",
+                     "--quiet", *options)
+        assert result.exit_code == 0, result.output
+        with np.load(tmp_path / "p.npz") as file:
+            return file["paths"]
+
+    paths = simulate("--seed", 1, "--step", 0.25)
+    assert np.array_equal(simulate("--seed", 1, "--step", 0.25), paths)
+    assert not np.allclose(simulate("--seed", 2, "--step", 0.25), paths)
+    assert not np.allclose(simulate("--seed", 1, "--step", 0.5), paths)
+
+    def evaluate(seed):
+        return json.loads(run("evaluate", tmp_path / "a", folder / "data.csv", "--points", 10, "--seed", seed, "--json").output)
+
+    assert evaluate(1) == evaluate(1)
+    assert evaluate(1)["steps"] != evaluate(2)["steps"]
 
 
 @pytest.mark.parametrize("text", ["predator,prey\n1,2\n", "predator,day,prey\n1,0.5,2\n"])
@@ -141,6 +182,34 @@ def test_bad_data_is_refused(folder, tmp_path):
     assert not list(tmp_path.glob("*.fpsde"))
 
 
+def test_messages_use_the_names_of_the_file(folder, tmp_path):
+    (tmp_path / "d.csv").write_text("day,a,b\n" + "".join(f"{t},{i + 1},{i - 3}\n" for t in (0, 1, 2) for i in range(8)))
+    for arguments in (("fit", tmp_path / "d.csv", "-o", tmp_path / "m"), ("evaluate", tmp_path / "d.csv", "--leave-one-out")):
+        assert "coordinate 'b' is said to be positive, but row 0 has -3" in refused(*arguments, "--positive", "all")
+    (tmp_path / "words.csv").write_text("day,a\n" + "day0,1\n" * 9)
+    assert "column 'day' is not numeric: line 2 has 'day0'; times must be numbers" in refused("fit", tmp_path / "words.csv")
+    for arguments in (("fit", tmp_path), ("info", tmp_path), ("evaluate", folder / "m.fpsde", tmp_path),
+                      ("simulate", folder / "m.fpsde", "--start", tmp_path / "no.npz", "--times", "0,1")):
+        assert "no such file" in refused(*arguments) or "a folder, not a file" in refused(*arguments)
+    assert "a folder, not a file" in refused("fit", tmp_path)
+    assert "a folder, not a file" in refused("info", tmp_path)
+
+
+@pytest.mark.parametrize("want", [lambda: np.empty(2**57), lambda: torch.empty(2**57)])
+def test_too_little_memory_is_one_sentence(want, folder, monkeypatch):
+    monkeypatch.setattr(FokkerPlanckSDE, "load", lambda path: want())
+    assert refused("info", folder / "m.fpsde").startswith("Error: out of memory; use fewer points")
+
+
+def test_other_errors_are_not_hidden(folder, monkeypatch):
+    def fail(path):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(FokkerPlanckSDE, "load", fail)
+    with pytest.raises(RuntimeError, match="of ours"):
+        CliRunner().invoke(main, ["info", str(folder / "m.fpsde")], catch_exceptions=False)
+
+
 def test_bad_options_are_refused(folder, tmp_path):
     assert "expected 'state', 'constant'" in refused("fit", folder / "data.csv", "--diffusion", "loud")
     assert "max_steps" in refused("fit", folder / "data.csv", "--steps", 0, "-o", tmp_path / "m")
@@ -158,6 +227,19 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
+def test_what_is_read_is_not_written_over(folder, tmp_path):
+    data, model = tmp_path / "data.csv", tmp_path / "m.png"
+    data.write_bytes((folder / "data.csv").read_bytes())
+    model.write_bytes((folder / "m.fpsde").read_bytes())
+    (tmp_path / "link.csv").symlink_to(data)
+    start = ("--start", data, "--times", "0,1", "-o")
+    for arguments in (("fit", data, "-o", data), ("fit", data, "-o", tmp_path / "link.csv"), ("simulate", model, *start, data),
+                      ("simulate", model, *start, model), ("info", model, data, "--figure", model)):
+        assert "which is read" in refused(*arguments)
+    assert data.read_bytes() == (folder / "data.csv").read_bytes()
+    assert model.read_bytes() == (folder / "m.fpsde").read_bytes()
+
+
 def test_names_that_the_system_does_not_take(folder, tmp_path):
     long = "n" * 300
     for arguments in (("fit", folder / "data.csv", "-o", tmp_path / long, "--steps", 10**9),
@@ -172,9 +254,9 @@ def test_names_that_the_system_does_not_take(folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99"])
-def test_devices_that_are_not_there(device, folder, tmp_path):
-    assert f"device {device!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", device).replace(
+@pytest.mark.parametrize("name", ["mps", "xpu", "meta", "cuda:99"])
+def test_devices_that_are_not_there(name, folder, tmp_path):
+    assert f"device {name!r}" in refused("fit", folder / "data.csv", "-o", tmp_path / "m", "--device", name).replace(
         "device must be 'auto', 'cpu', 'cuda' or 'cuda:0' and so on, got ", "device ")
 
 

@@ -2,8 +2,10 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from fpsde.evaluation import LEFT_OUT_PREDICTIONS, evaluate_steps, format_left_out, leave_one_out
+from fpsde.metrics import transport_plan
 from fpsde.snapshots import Snapshots
 
 SPEED = np.array([2.0, -10.0])
@@ -23,11 +25,12 @@ class Translation:
         return x[:n] + SPEED * (t - self.data.times[0])
 
 
-def cloud(counts, rng):
+def cloud(counts, rng, times=None, width=1.0):
     """Copies of one cloud, so that the true motion has distance zero where counts are equal."""
-    base = rng.normal(size=(max(counts), 2)) * [1.0, 10.0]
-    x = np.concatenate([base[:n] + SPEED * j for j, n in enumerate(counts)])
-    return Snapshots.of(x, np.repeat(np.arange(len(counts), dtype=float), counts))
+    base = width * rng.normal(size=(max(counts), 2)) * [1.0, 10.0]
+    times = np.arange(len(counts), dtype=float) if times is None else times
+    x = np.concatenate([base[:n] + SPEED * t for t, n in zip(times, counts, strict=True)])
+    return Snapshots.of(x, np.repeat(times, counts))
 
 
 def test_the_truth_has_distance_zero_and_never_sees_the_left_out_time(rng):
@@ -65,11 +68,28 @@ def test_unequal_counts_need_exact_transport_before_any_fit(rng, monkeypatch):
         leave_one_out(lambda rest, seed: pytest.fail("fitted"), cloud([20, 25, 30], rng))
 
 
-def test_unequal_counts_with_exact_transport(rng):
-    pytest.importorskip("ot")
-    score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([30, 25, 20], rng))
+def test_unequal_counts_with_exact_transport(cheapest, rng):
+    data = cloud([30, 25, 20], rng)
+    score, = leave_one_out(lambda rest, seed: Translation(rest), data)
     assert score.points == 25
-    assert all(np.isfinite(value) for value in score.distances.values())
+    before, observed, after = (x / data.x.std(0) for x in data.groups())
+    rows, columns, mass = transport_plan(before, after)
+    middle = (before[rows] + after[columns]) / 2
+    even = np.full(30, 1 / 30)
+    for name, x, share in (("midpoint", middle, mass), ("carry-forward", before, even),
+                           ("model", before + SPEED / data.x.std(0), even)):
+        assert score.distances[name] == pytest.approx(cheapest(cdist(x, observed), share, np.full(25, 1 / 25)), rel=1e-9)
+
+
+def test_midpoints_lie_where_the_times_say(rng):
+    """At constant speed, and a quarter of the way, they are the snapshot itself."""
+    times = np.array([0.0, 1.0, 4.0])
+    score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([20] * 3, rng, times))
+    assert score.distances["midpoint"] == pytest.approx(0, abs=1e-9)
+    # Here points are drawn, so that the cloud has to be a narrow one.
+    data = cloud([20] * 3, rng, times, 1e-9)
+    distances = evaluate_steps(Translation(data), data)[0].distances["W1"]
+    assert distances["midpoint"] < 1e-6 < 0.1 < distances["carry-forward"]
 
 
 def test_no_inner_time_is_refused(rng):

@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 from fpsde.metrics import (
     energy_distance,
@@ -12,6 +12,7 @@ from fpsde.metrics import (
     optimal_pairs,
     permutation_test,
     transport_midpoint,
+    transport_plan,
     wasserstein,
 )
 
@@ -34,14 +35,28 @@ def test_wasserstein_in_one_dimension_and_of_a_shift(rng):
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("m", [30, 47])
-def test_wasserstein_on_a_line_against_linear_programming(order, m, rng):
+def test_wasserstein_on_a_line_against_linear_programming(order, m, cheapest, rng):
     x, y, mass = rng.normal(size=30), rng.gamma(2, size=m), rng.uniform(0.5, 2, 30)
     for given in (None, mass):
-        ends = [np.full(30, 1 / 30) if given is None else mass / mass.sum(), np.full(m, 1 / m)]
-        sums = np.concatenate([np.kron(np.eye(30), np.ones(m)), np.kron(np.ones(30), np.eye(m))])
-        cost = np.abs(x[:, None] - y).ravel() ** order
-        best = optimize.linprog(cost, A_eq=sums, b_eq=np.concatenate(ends)).fun
+        mass_x = np.full(30, 1 / 30) if given is None else mass / mass.sum()
+        best = cheapest(np.abs(x[:, None] - y) ** order, mass_x, np.full(m, 1 / m))
         assert wasserstein(x[:, None], y[:, None], order, given) == pytest.approx(best ** (1 / order), rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("m", [12, 17])
+def test_exact_transport_against_linear_programming(order, m, cheapest, rng):
+    """Between equal counts of unequal mass too, and between unequal counts, whose plan splits points."""
+    x, y, mass = rng.normal(size=(12, 2)), rng.normal(size=(m, 2)) + 1, rng.uniform(0.1, 2, 12)
+    cost, even_x, even_y = np.linalg.norm(x[:, None] - y, axis=-1) ** order, np.full(12, 1 / 12), np.full(m, 1 / m)
+    for given, mass_x in ((None, even_x), (mass, mass / mass.sum())):
+        assert wasserstein(x, y, order, given) == pytest.approx(cheapest(cost, mass_x, even_y) ** (1 / order), rel=1e-9)
+    rows, columns, moved = transport_plan(x, y, order)
+    assert np.bincount(rows, moved, 12) == pytest.approx(even_x)
+    assert np.bincount(columns, moved, m) == pytest.approx(even_y)
+    assert moved @ cost[rows, columns] == pytest.approx(cheapest(cost, even_x, even_y), rel=1e-9)
+    middle, share = transport_midpoint(x, y, 0.3)
+    assert share @ middle == pytest.approx(0.7 * x.mean(0) + 0.3 * y.mean(0))
 
 
 def test_a_single_point_has_no_unbiased_distance():

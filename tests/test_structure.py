@@ -38,6 +38,7 @@ def imports(path):
     typing_only = {n for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
                    for n in ast.walk(node)}
     for node in ast.walk(tree):
+        assert not getattr(node, "level", 0), "write imports in full: from fpsde.x import ..."
         if node in typing_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fpsde":
@@ -46,6 +47,13 @@ def imports(path):
             for alias in node.names:
                 if alias.name.split(".")[0] == "fpsde":
                     yield alias.name.partition(".")[2] or "__init__"
+
+
+def test_relative_imports_do_not_go_unseen(tmp_path):
+    for line in ("from .sde import FittedSDE", "from . import sde"):
+        (tmp_path / "module.py").write_text(line)
+        with pytest.raises(AssertionError, match="in full"):
+            list(imports(tmp_path / "module.py"))
 
 
 def test_every_module_has_a_layer():

@@ -79,6 +79,61 @@ def test_no_finite_score_is_an_error_and_not_the_initial_state():
         train(module, [{"params": [module.w]}], lambda step: (torch.ones(3),), lambda m: float("nan"), TrainConfig(steps=5))
 
 
+def test_best_state_is_not_the_last():
+    """From step 150 on the target lies elsewhere, and the score does not follow."""
+    module = Bowl()
+    result = train(module, [{"params": [module.w]}], lambda step: (torch.full((3,), 1.0 if step < 150 else 5.0),),
+                   lambda m: float((m.w.detach() - 1).square().sum()),
+                   TrainConfig(steps=300, learning_rate=0.1, check_every=10))
+    assert 50 < result.best_step <= 160
+    assert torch.allclose(result.state["w"], torch.ones(3), atol=0.05)
+    assert module.w.min() > 2
+
+
+class Slope(nn.Module):
+    """A loss of known gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.slow = nn.Parameter(torch.zeros(1, dtype=torch.float64)), nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, gradient):
+        return Terms((gradient * self.w + self.slow).sum())
+
+
+def slide(gradients, **options):
+    """Places of both parameters after every step, shape (steps, 2), and the result; the slow one has a rate of its own."""
+    module, places = Slope(), []
+    result = train(module, [{"params": [module.w]}, {"params": [module.slow], "lr": 0.01}], lambda step: (gradients[step],),
+                   lambda m: float(m.w.detach()), TrainConfig(steps=len(gradients), learning_rate=0.1, **options),
+                   report=lambda *_: places.append([module.w.item(), module.slow.item()]))
+    return torch.tensor(places, dtype=torch.float64), result
+
+
+def test_rates_fall_as_half_a_cosine_wave():
+    """Under a constant gradient every step of Adam is as long as its rate."""
+    places, _ = slide([1.0] * 50, final_rate=0.04)
+    steps = -torch.diff(places, dim=0, prepend=torch.zeros(1, 2))
+    share = 0.04 + 0.96 * 0.5 * (1 + torch.cos(torch.pi * torch.arange(50, dtype=torch.float64) / 50))
+    assert torch.allclose(steps, share[:, None] * torch.tensor([0.1, 0.01], dtype=torch.float64), rtol=1e-6)
+    assert float(steps[-1, 0]) == pytest.approx(0.1 * 0.04, rel=0.03)
+
+
+def test_large_gradients_are_clipped():
+    """Adam keeps the mean of gradients and of their squares, here of (5, 0) after clipping and of (1, 1)."""
+    places, _ = slide([1e6, 1.0], clip=5.0)
+    mean, square = (0.09 * 5 + 0.1) / 0.19, (0.0099 * 25 + 0.01) / 0.0199
+    assert float(places[1, 0]) == pytest.approx(-0.1 * (1 + 0.51 * mean / square**0.5), rel=1e-5)
+
+
+def test_the_state_is_an_average_that_forgets():
+    places, result = slide([1.0, -1.0, 0.5, 0.7, 1.0, 2.0, 1.0, 1.0], memory=0.7, check_every=100)
+    weights = 0.3 * 0.7 ** torch.arange(7, -1, -1, dtype=torch.float64)
+    weights[0] /= 0.3
+    assert float(result.state["w"]) == pytest.approx(float(weights @ places[:, 0]), rel=1e-12)
+    assert result.best_step == 8
+
+
 def test_singular_matrices_are_named_in_words_of_the_data():
     with pytest.raises(TrainingError, match="look for outliers and repeated points"), singular_matrices():
         torch.linalg.cholesky(torch.zeros(2, 2))
