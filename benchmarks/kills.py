@@ -1,9 +1,9 @@
 """Fits killed by SIGKILL at random moments and taken up again, until they finish.
 
-Each life of a fit is a process of its own, which is killed after a random time; states are saved all the time, so that many
-kills fall inside a save, or twice a second, so that they cost work. After every kill all states in the folder are read. In
-the end the model file is compared with that of a fit that was left alone and saved nothing: every weight, the learning
-curves and the summary, bit for bit. Exit code 1 if a state was unreadable or a model differs.
+Each life of a fit is a process of its own, which is killed after a random time, every second one not before it is inside a
+save; states are saved at every step, or twice a second, so that kills cost work. After every kill all states in the folder
+are read. In the end the model file is compared with that of a fit that was left alone and saved nothing: every weight, the
+learning curves and the summary, bit for bit. Exit code 1 if a state was unreadable or a model differs.
 
     python benchmarks/kills.py [--kills 20] [--only time] [-o FILE]
 """
@@ -64,23 +64,29 @@ def born(settings: dict[str, Any], x: np.ndarray, t: np.ndarray, model: Path, fo
         os._exit(code)
 
 
-def ended(process: int, seconds: float) -> bool:
-    """Whether a process ended by itself, and well, within some time; else it is killed."""
+def ended(process: int, seconds: float, saving: Path | None = None) -> bool:
+    """Whether a process ended by itself, and well, within some time; else it is killed, if asked while it saves."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end or not (saving is None or half_written(saving)):
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
             if status:
                 raise SystemExit(f"a fit failed with status {status}")
             return True
-        time.sleep(0.001)
+        time.sleep(0.0002)
     os.kill(process, signal.SIGKILL)
     return not os.waitpid(process, 0)[1]
 
 
+def half_written(folder: Path) -> bool:
+    """Whether there is a state that has not got its name yet."""
+    return folder.is_dir() and any(
+        name.startswith(".state-") and "-000000." not in name for name in os.listdir(folder))
+
+
 def look(folder: Path, tally: Tally) -> None:
     """Reads all states of a fit that was killed."""
-    tally.inside += any(path.name.startswith(".state") for path in folder.glob(".*"))
+    tally.inside += half_written(folder)
     for path in saved_states(folder):
         tally.states += 1
         try:
@@ -101,7 +107,7 @@ def measure(settings: dict[str, Any], seconds: float, kills: int, rng: np.random
             quick: bool) -> tuple[Tally, str]:
     """Kills fits of one kind often enough, and tells the size of a state and the time that it takes to save."""
     x, t = PULL.snapshots(np.random.default_rng(0), 4, 60 if quick else 200)
-    tally, settings = Tally(), {"n_components": 3, "hidden": (8,), "max_steps": 20 if quick else 100, "random_state": 0,
+    tally, settings = Tally(), {"n_components": 3, "hidden": (8,), "max_steps": 20 if quick else 60, "random_state": 0,
                                 "device": "cpu", **settings}
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
@@ -110,7 +116,8 @@ def measure(settings: dict[str, Any], seconds: float, kills: int, rng: np.random
         alone = time.monotonic() - begin
         while tally.kills < kills:
             folder, before = here / f"states {tally.finished}", tally.kills
-            while not ended(born(settings, x, t, here / "model", folder, seconds), rng.uniform(0.1, 0.8) * alone):
+            while not ended(born(settings, x, t, here / "model", folder, seconds), rng.uniform(0.1, 0.8) * alone,
+                            folder if tally.kills % 2 else None):
                 tally.kills += 1
                 look(folder, tally)
             tally.finished += 1

@@ -148,6 +148,7 @@ class _Fit:
             parameter.requires_grad_(name in state["learning"])
         self.paths = [self._path_of(part) for part in state["paths"]]
         self.history, self.summary, self.done = state["history"], state["summary"], state["done"]
+        self._tell("taken up again")
 
     def _path_of(self, state: State) -> GaussianMixturePath:
         path = GaussianMixturePath.shaped(state, constant_weights=self.config.drift == "time").float().to(self.device)
@@ -231,8 +232,7 @@ class _Fit:
 
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
-        if self.report is not None:
-            self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage="solving for drift and noise"))
+        self._tell("solving for drift and noise")
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
         equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
         explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
@@ -314,6 +314,10 @@ class _Fit:
         self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
         self.model.eval()
         return Identification(self.model, self.density, sde, self.history, self.summary)
+
+    def _tell(self, stage: str) -> None:
+        if self.report is not None:
+            self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage))
 
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         nets = self.model.nets()

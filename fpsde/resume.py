@@ -30,7 +30,7 @@ except ImportError:  # not on Windows, where two fits in one folder are not told
 __all__ = ["CheckpointError", "Checkpoints", "Course", "saved_states"]
 
 KEPT = 2
-NAME = "state-{:06d}.safetensors"
+NAME, PATTERN = "state-{:06d}.safetensors", "state-*.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -143,10 +143,10 @@ class Checkpoints:
     def _open(self, opened: ExitStack) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            check_writable(self.folder / NAME)
+            check_writable(self.folder / NAME.format(0))
             self._lock(opened)
             # What a save that was killed has left.
-            for rest in self.folder.glob("." + NAME.format(0).replace("000000", "*") + ".*"):
+            for rest in self.folder.glob(f".{PATTERN}.*"):
                 rest.unlink()
         except OSError as error:
             what = error.strerror or error
@@ -174,7 +174,7 @@ class Checkpoints:
     def _read(self) -> State | None:
         """The newest state that can be read."""
         paths = saved_states(self.folder)
-        self._number = int(paths[-1].stem.rpartition("-")[2]) if paths else 0
+        self._number = _number(paths[-1]) if paths else 0
         errors: list[StateFileError] = []
         for path in reversed(paths):
             try:
@@ -215,5 +215,8 @@ class Checkpoints:
 
 def saved_states(folder: str | Path) -> list[Path]:
     """Returns the files of the states in a folder, the newest last."""
-    return sorted(Path(folder).glob(NAME.format(0).replace("000000", "*")),
-                  key=lambda path: int(path.stem.rpartition("-")[2]))
+    return sorted(Path(folder).glob(PATTERN), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
