@@ -148,8 +148,8 @@ class FokkerPlanckSDE(FittedModel):
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
-        with (Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1) as progress, one_thread(device),
-              checkpoints or nullcontext()):
+        with (checkpoints or nullcontext(), one_thread(device),
+              Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1) as progress):
             seed = seed if checkpoints is None else checkpoints.seed
             shown: dict[str, float] = {}
 

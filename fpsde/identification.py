@@ -151,8 +151,8 @@ class _Fit:
         self._tell("taken up again")
 
     def _path_of(self, state: State) -> GaussianMixturePath:
-        path = GaussianMixturePath.shaped(state, constant_weights=self.config.drift == "time").float().to(self.device)
-        path.load_state_dict(state)
+        path = GaussianMixturePath.shaped(state, constant_weights=self.config.drift == "time")
+        path.to(self.device, state["means"].dtype).load_state_dict(state)
         return path
 
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
