@@ -78,7 +78,7 @@ def left_after(saves, folder, at_save, **settings):
 
 
 FITS = [
-    {"drift": "time", "n_components": 20, "diffusion": "state"},
+    {"drift": "time", "n_components": 40, "diffusion": "state"},
     {"drift": "time", "n_members": 2, "max_steps": 5},
     {"drift": "autonomous", "diffusion": "state"},
     pytest.param({"drift": "autonomous", "n_members": 2, "max_steps": 5, "growth": "counts"}, marks=pytest.mark.slow),
@@ -102,6 +102,17 @@ def test_a_fit_that_is_killed_again_and_again_is_the_same_bit_for_bit(settings, 
     assert life > 3
     assert len(saved_states(tmp_path)) == 2
     assert_same(model, expected)
+
+
+def test_what_the_solver_has_gathered_is_kept(at_save, tmp_path):
+    expected = fit(tmp_path / "whole", max_steps=20)
+    # The last three states are those of the end and of the polish before it; the nets take four steps before.
+    last = int(saved_states(tmp_path / "whole")[-1].stem[-6:])
+    left_after(last - 5, tmp_path / "left", at_save, max_steps=20)
+    loop = read_state(saved_states(tmp_path / "left")[-1])["members"][0]["loop"]
+    assert loop["training"]["step"] == 2
+    assert float(loop["solver"]["systems"][0]["amount"]) == pytest.approx(1 - 0.98**2)
+    assert_same(fit(tmp_path / "left", max_steps=20), expected)
 
 
 @pytest.mark.parametrize("dim", [2, 22])
