@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,9 @@ from fpsde.evaluation import (
     format_scores,
     leave_one_out,
 )
+from fpsde.interruption import told
 from fpsde.reading import read_snapshots, read_start
+from fpsde.resume import saved_states
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
@@ -42,9 +46,13 @@ DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turns what a user can mend into one sentence and exit code 2, and warnings into one line each."""
-    with warnings.catch_warnings():
+def _plain_errors(advice: Callable[[], str] = str) -> Iterator[None]:
+    """Turns what a user can mend into one sentence and exit code 2, and warnings into one line each.
+
+    Arguments:
+        advice: gives what to say when the user stops it.
+    """
+    with told(advice), warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
@@ -109,18 +117,31 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-o", "--output", default="model.fpsde", show_default=True, help="The model file to write.")
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--checkpoint", metavar="DIR", help="Folder for the state of the fit; after a stop or a crash the same "
+              "command goes on.")
+@click.option("--checkpoint-every", default=60.0, show_default=True, metavar="SECONDS",
+              help="Time between two states that are saved.")
 @click.option("--quiet", is_flag=True, help="No progress.")
-def fit(data: str, time: str | None, weights: str | None, features: str | None, output: str, seed: int, quiet: bool,
-        **settings: Any) -> None:
-    with _plain_errors():
+def fit(data: str, time: str | None, weights: str | None, features: str | None, output: str, seed: int,
+        checkpoint: str | None, checkpoint_every: float, quiet: bool, **settings: Any) -> None:
+    with _plain_errors(lambda: _how_to_go_on(checkpoint)):
         snapshots = _read(data, time, features, weights)
         check_writable(output, data)
         settings["positive"] = _positive(settings["positive"], snapshots)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
-        model.fit(snapshots.x, snapshots.t, snapshots.weights)
+        model.fit(snapshots.x, snapshots.t, snapshots.weights, checkpoint=checkpoint, checkpoint_seconds=checkpoint_every)
         model.names_ = snapshots.names
         model.save(output)
         click.echo(f"{_describe(model)}\nWrote {output}")
+
+
+def _how_to_go_on(checkpoint: str | None) -> str:
+    if checkpoint is None:
+        return "Nothing of the fit is kept; with --checkpoint DIR it would be."
+    if not saved_states(checkpoint):
+        return "There is no checkpoint yet."
+    command = f"{click.get_current_context().find_root().info_name} {shlex.join(sys.argv[1:])}"
+    return f"The fit is saved in {checkpoint}; this goes on with it: {command}"
 
 
 @main.command(help="Simulate trajectories from the points of a file. " + DATA_HELP)

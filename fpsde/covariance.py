@@ -172,6 +172,7 @@ class LowRankCovariance(AbstractCovariance):
         for b in range(1, len(factors)):
             u, _, v = torch.linalg.svd(factors[b].mT @ factors[b - 1])
             factors[b] = factors[b] @ (u @ v)
+        factors = factors.contiguous()
         diagonal = covariances.diagonal(dim1=-2, dim2=-1)
         left = diagonal - factors.square().sum(-1)
         return cls(factors, torch.maximum(left - floor[:, None], 0.01 * diagonal).log(), floor, units)

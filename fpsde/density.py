@@ -19,13 +19,14 @@ and so transports the density exactly while the weights do not change.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from fpsde.covariance import AbstractCovariance, log_normaliser
+from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance, log_normaliser
 from fpsde.spline import CubicSplineBasis
 
 __all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
@@ -100,6 +101,16 @@ class GaussianMixturePath(AbstractDensity):
         self.basis, self.covariance = basis, covariance
         self.logits = nn.Parameter(log_weights.mean(0, keepdim=True) if constant_weights else log_weights.clone())
         self.means = nn.Parameter(means / covariance.units[:, None])
+
+    @classmethod
+    def shaped(cls, state: Mapping[str, Tensor], constant_weights: bool) -> GaussianMixturePath:
+        """Returns a path of the shape of a state, to be filled with it."""
+        factors, floor, units = (state[f"covariance.{name}"] for name in ("factors", "floor", "units"))
+        covariance: AbstractCovariance = (
+            LowRankCovariance(factors, state["covariance.log_rest"], floor, units) if "covariance.log_rest" in state
+            else FullCovariance(factors, floor, units))
+        basis = CubicSplineBasis(state["basis.breaks"].double().numpy())
+        return cls(basis, state["logits"], state["means"], covariance, constant_weights)
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
         basis, rate = self.basis(t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fpsde.arguments import fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
 from fpsde.ensemble import Member, bootstraps
+from fpsde.fingerprint import fingerprint
 from fpsde.fitted import FittedModel
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
@@ -25,6 +27,7 @@ from fpsde.identification import Identification, identify
 from fpsde.memory import kept_memory
 from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
 from fpsde.progress import Progress
+from fpsde.resume import Checkpoints
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
@@ -112,17 +115,24 @@ class FokkerPlanckSDE(FittedModel):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> FokkerPlanckSDE:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, *,
+            checkpoint: str | Path | None = None, checkpoint_seconds: float = 60.0) -> FokkerPlanckSDE:
         """Fits density, drift and diffusion.
+
+        With a checkpoint the fit can be killed at any moment: started again with the same arguments it goes on, and on the
+        CPU its result is the same bit for bit. Ctrl-C and SIGTERM then save first. docs/checkpoints.md says more.
 
         Arguments:
             X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
             y: the time of each point, shape (n,).
             sample_weight: the weight of each point, shape (n,), equal if left out: a snapshot's law is its weighted
                 empirical measure. Only ratios within one time matter; points of weight 0 are left out.
+            checkpoint: a folder for the state of the fit, made if it is not there.
+            checkpoint_seconds: between two states that are saved.
 
         Raises:
             SnapshotError: a ValueError; if the points, times or weights cannot be used.
+            CheckpointError: a ValueError; if the folder cannot be written to, or holds the state of another fit.
             ValueError: if a setting, or a function that is given, cannot be used.
         """
         X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
@@ -131,11 +141,17 @@ class FokkerPlanckSDE(FittedModel):
         config = fit_config(self.get_params(deep=False), data)
         device = choose_device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        checkpoints = None
+        if checkpoint is not None:
+            fields = fingerprint(self.get_params(deep=False), data, None if self.random_state is None else seed, device,
+                                 __version__)
+            checkpoints = Checkpoints(checkpoint, fields, seed, checkpoint_seconds)
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
         bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1)
-        with bar as progress, one_thread(device), kept_memory():
+        with checkpoints or nullcontext(), one_thread(device), kept_memory(), bar as progress:
+            seed = seed if checkpoints is None else checkpoints.seed
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
@@ -147,8 +163,11 @@ class FokkerPlanckSDE(FittedModel):
                     progress.update(done, shown)
 
             with singular_matrices():
-                for part, member_seed in bootstraps(data, seed, self.n_members):
-                    fits.append(identify(part, config, member_seed, device, report, units))
+                for k, (part, member_seed) in enumerate(bootstraps(data, seed, self.n_members)):
+                    course = None if checkpoints is None else checkpoints.course(k)
+                    fits.append(identify(part, config, member_seed, device, report, units, course))
+            if checkpoints is not None:
+                checkpoints.finish()
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times

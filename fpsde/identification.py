@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +38,10 @@ from fpsde.moments import MomentEquations
 from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
+from fpsde.resume import Course
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, mean_and_variance
-from fpsde.train import Report, TrainConfig, train
+from fpsde.train import Report, State, TrainConfig, copy_state, train
 
 __all__ = ["Identification", "identify"]
 
@@ -62,7 +64,8 @@ class Identification(NamedTuple):
 
 
 def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
-             report: Callable[[Report], None] | None = None, coordinates: Coordinates | None = None) -> Identification:
+             report: Callable[[Report], None] | None = None, coordinates: Coordinates | None = None,
+             course: Course | None = None) -> Identification:
     """Fits density, drift and diffusion to snapshots.
 
     Arguments:
@@ -72,21 +75,22 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         device: where to train.
         report: called after every step, with values now and then.
         coordinates: units of space and time; those of the data if left out.
+        course: keeps the state of the fit, and where it is taken up.
     """
-    fit = _Fit(data, config, seed, device, report, coordinates)
+    fit = _Fit(data, config, seed, device, report, coordinates, course or Course())
     if config.drift == "time":
-        fit.train_paths(1 - config.net_share)
-        fit.train_nets()
-        fit.polish()
+        # Several small paths one after the other, and the mean of their densities. Each starts on a matching of points of
+        # its own, so that where between the snapshots they differ by chance the mean does not commit to one; and it fits
+        # new points better than one path of as many components.
+        train_path: Callable[[], None] = partial(fit.train_path, (1 - config.net_share) / fit.n_paths)
+        phases = [train_path, *[fit.start_path, train_path] * (fit.n_paths - 1), fit.average_paths, fit.train_nets,
+                  fit.polish]
+    elif config.solve and MomentEquations.fits(fit.model, len(data.times)):
+        phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), partial(fit.refine_path, 0.5),
+                  partial(fit.solve_nets, rounds=4), partial(fit.refine_path, 1.0)]
     else:
-        fit.train_path(PATH_SHARE)
-        if config.solve and MomentEquations.fits(fit.model, len(data.times)):
-            fit.solve_nets(rounds=8)
-            fit.refine_path(0.5)
-            fit.solve_nets(rounds=4)
-            fit.refine_path(1.0)
-        else:
-            fit.train_jointly()
+        phases = [partial(fit.train_path, PATH_SHARE), fit.train_jointly]
+    fit.course.run(phases, fit.state, fit.restore)
     return fit.result()
 
 
@@ -94,8 +98,8 @@ class _Fit:
     """The state of a fit between its phases."""
 
     def __init__(self, data: Snapshots, config: IdentificationConfig, seed: int, device: torch.device,
-                 report: Callable[[Report], None] | None, coordinates: Coordinates | None) -> None:
-        self.config, self.device, self.report = config, device, report
+                 report: Callable[[Report], None] | None, coordinates: Coordinates | None, course: Course) -> None:
+        self.config, self.device, self.report, self.course = config, device, report, course
         self.rng = np.random.default_rng(seed)
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.data = data
@@ -111,6 +115,8 @@ class _Fit:
         self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
         self.density = self._initial_path()
+        self.paths: list[GaussianMixturePath] = []
+        """Those that are finished, of several whose mean is taken."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             drift, diffusion = self._nets(data.dim)
@@ -122,6 +128,32 @@ class _Fit:
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done = 0
+
+    def state(self) -> State:
+        """Returns all that changes from phase to phase."""
+        return {"rng": self.rng.bit_generator.state, "generator": self.generator.get_state(),
+                "model": copy_state(self.model), "paths": [copy_state(path) for path in self.paths],
+                "learning": [name for name, p in self.model.named_parameters() if p.requires_grad],
+                "history": list(self.history), "summary": dict(self.summary), "done": self.done}
+
+    def restore(self, state: State) -> None:
+        """Goes on from a state of a fit to the same data."""
+        self.rng.bit_generator.state = state["rng"]
+        self.generator.set_state(state["generator"])
+        # Paths differ in their number of components.
+        shape = {name.removeprefix("density."): v for name, v in state["model"].items() if name.startswith("density.")}
+        self.density = self.model.density = self._path_of(shape)
+        self.model.load_state_dict(state["model"])
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in state["learning"])
+        self.paths = [self._path_of(part) for part in state["paths"]]
+        self.history, self.summary, self.done = state["history"], state["summary"], state["done"]
+        self._tell("taken up again")
+
+    def _path_of(self, state: State) -> GaussianMixturePath:
+        path = GaussianMixturePath.shaped(state, constant_weights=self.config.drift == "time")
+        path.to(self.device, state["means"].dtype).load_state_dict(state)
+        return path
 
     def _scaled(self, data: Snapshots) -> list[np.ndarray]:
         return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
@@ -188,27 +220,22 @@ class _Fit:
         self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
                     lambda model: -self._likelihood(model.density))
 
-    def train_paths(self, share: float) -> None:
-        """Trains several small paths one after the other and takes the mean of their densities.
+    def start_path(self) -> None:
+        """Puts the density that is trained aside and starts another."""
+        self.paths.append(self.density)
+        self.density = self.model.density = self._initial_path()
 
-        Each starts on a matching of points of its own, so that where between the snapshots their paths differ by chance
-        the mean does not commit to one; and it fits new points better than one path of as many components.
-        """
-        paths = []
-        for k in range(self.n_paths):
-            if k:
-                self.density = self.model.density = self._initial_path()
-            self.train_path(share / self.n_paths)
-            paths.append(self.density)
-        self.density = self.model.density = averaged(paths)
+    def average_paths(self) -> None:
+        """Takes the mean of all densities that were trained."""
+        self.density = self.model.density = averaged([*self.paths, self.density])
+        self.paths = []
 
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
-        if self.report is not None:
-            self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage="solving for drift and noise"))
+        self._tell("solving for drift and noise")
         snapshots = [self.kept.group(j) for j in range(len(self.t))]
         equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
-        explained = solve_moments(equations, rounds)
+        explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
         self.summary["moment_misfit"] = explained.misfit
         self.summary["path_error"] = float(explained.variances[0].sqrt())
         for net in self.model.nets():
@@ -266,7 +293,7 @@ class _Fit:
 
         for parameter in self.density.parameters():
             parameter.requires_grad_(False)
-        self._train(steps, groups, draw, score, before)
+        self._train(steps, groups, draw, score, before, solver)
 
     def polish(self) -> None:
         """Solves for the readouts under the final density, on many points."""
@@ -288,6 +315,10 @@ class _Fit:
         self.model.eval()
         return Identification(self.model, self.density, sde, self.history, self.summary)
 
+    def _tell(self, stage: str) -> None:
+        if self.report is not None:
+            self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage))
+
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         nets = self.model.nets()
         readouts = [p for net in nets for p in net.readout_parameters()]
@@ -307,7 +338,8 @@ class _Fit:
                                   for j in range(len(self.t))]).mean())
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
-               score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None) -> None:
+               score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None,
+               solver: ReadoutSolver | None = None) -> None:
         if steps < 1:
             return
         first, every = self.done, max(1, self.config.steps // 100)
@@ -321,8 +353,20 @@ class _Fit:
             if self.report is not None:
                 self.report(_of_whole_fit(state, first + state.step, self.config.steps, values))
 
+        def offer(loop: Callable[[], State]) -> None:
+            self.course.offer(lambda: {
+                "training": loop(), "generator": self.generator.get_state(), "history": list(self.history),
+                "solver": None if solver is None else solver.state()})
+
+        saved = self.course.loop
+        if saved is not None:
+            self.generator.set_state(saved["generator"])
+            self.history = saved["history"]
+            if solver is not None:
+                solver.restore(saved["solver"])
+            saved = saved["training"]
         config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
-        result = train(self.model, groups, draw, score, config, before=before, report=report)
+        result = train(self.model, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved)
         self.model.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped

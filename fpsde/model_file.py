@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fpsde.checkpoint import ModelFileError
 from fpsde.coordinates import Coordinates
-from fpsde.covariance import AbstractCovariance, FullCovariance, LowRankCovariance
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
@@ -26,7 +25,6 @@ from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
-from fpsde.spline import CubicSplineBasis
 
 __all__ = ["build_members", "check_fitted", "check_functions", "describe_members", "plain_parameters", "reason"]
 
@@ -115,12 +113,7 @@ def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
         raise ValueError("drift, diffusion and growth differ in precision")
 
     inner = _below(tensors, "density.")
-    factors, floor, widths = (inner[f"covariance.{name}"] for name in ("factors", "floor", "units"))
-    covariance: AbstractCovariance = (
-        LowRankCovariance(factors, inner["covariance.log_rest"], floor, widths) if "covariance.log_rest" in inner
-        else FullCovariance(factors, floor, widths))
-    density = GaussianMixturePath(CubicSplineBasis(inner["basis.breaks"].double().numpy()), inner["logits"],
-                                  inner["means"], covariance, bool(header["density"]["constant_weights"]))
+    density = GaussianMixturePath.shaped(inner, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
     if {density.dim, units.dim} != {drift.dim} or (growth is not None and growth.dim != drift.dim):
         raise ValueError("drift, growth and density differ in dimension")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
+from fpsde.train import State
 
 __all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
 
@@ -85,6 +86,17 @@ class ReadoutSolver:
         self.interval = math.ceil((largest / CHEAP_UNKNOWNS) ** 2)
         """Steps between solves that keep their cost in proportion to that of a step."""
 
+    def state(self) -> State:
+        """Returns what earlier steps have left."""
+        return {"turn": self.turn, "systems": [system.averages() for system in self.systems]}
+
+    def restore(self, state: State) -> None:
+        """Goes on from a state of a solver that was made for the same start."""
+        self.turn = state["turn"]
+        for system, averages in zip(self.systems, state["systems"], strict=True):
+            for name, average in system.averages().items():
+                average.copy_(averages[name])
+
     @torch.no_grad()
     def step(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
         """Adds collocation points to the running averages and solves, for the group of coordinates whose turn it is.
@@ -123,6 +135,9 @@ class _NormalEquations:
         self.normal = torch.zeros(unknowns, unknowns, dtype=torch.float64, device=device)
         self.right = torch.zeros(unknowns, dtype=torch.float64, device=device)
         self.amount = torch.zeros((), dtype=torch.float64, device=device)
+
+    def averages(self) -> dict[str, Tensor]:
+        return {"normal": self.normal, "right": self.right, "amount": self.amount}
 
     def add(self, rows: list[Rows], values: Tensor, memory: float) -> None:
         """Adds a batch to the averages, unless it holds anything that is not finite."""

@@ -10,13 +10,18 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fpsde.evidence import Component, Explained, explain
-from fpsde.field import FREE
+from fpsde.field import FREE, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
+from fpsde.train import Offer, State
 
 __all__ = ["coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
 
@@ -109,16 +114,23 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
 
 
 @torch.no_grad()
-def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
+def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None = None,
+                  saved: State | None = None) -> Explained:
     """Solves the moment equations for the readouts of drift and diffusion, and sets them.
 
     Arguments:
         equations: of all intervals.
         rounds: Gauss-Newton rounds; even for a known diffusion a few, for the weights depend on the drift.
+        offer: called between two rounds, with the state of the solution.
+        saved: a state that was offered, to go on from.
     """
     fields = equations.model.nets()
     split = fields[0].get_readout().numel()
     end = split + fields[1].get_readout().numel()
+    if saved is not None:
+        rounds = saved["rounds"]
+        for field, readout in zip(fields, saved["readouts"], strict=True):
+            field.set_readout(readout)
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()
@@ -140,4 +152,11 @@ def solve_moments(equations: MomentEquations, rounds: int) -> Explained:
         values = values + change
         for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
             field.set_readout(part.view_as(field.get_readout()))
+        if offer is not None and left_over:
+            offer(partial(_solution, fields, left_over))
     return explained
+
+
+def _solution(fields: Sequence[AbstractField | Growth], rounds: int) -> State:
+    """What the rounds so far have found, and how many are left."""
+    return {"rounds": rounds, "readouts": [field.get_readout() for field in fields]}

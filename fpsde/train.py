@@ -1,4 +1,4 @@
-"""The training loop: steps, clipping, averaging, skipped steps, best state. It knows no model.
+"""The training loop: steps, clipping, averaging, skipped steps, best state, and how to take it up again. It knows no model.
 
 What is trained is a module whose forward is the loss. Anything else that has to happen at a step (drawing a batch,
 solving for part of the parameters) is handed in.
@@ -18,8 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-__all__ = ["Report", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "one_thread", "singular_matrices",
-           "train"]
+__all__ = ["Offer", "Report", "State", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "copy_state",
+           "one_thread", "singular_matrices", "train"]
+
+
+State = dict[str, Any]
+"""A tree of tensors, numbers and words, by name."""
+Offer = Callable[[Callable[[], State]], None]
+"""Called where work can be left, with a function that returns its state: whoever wants to keep it asks for it."""
 
 
 STEPS_BETWEEN_READS = 16
@@ -78,7 +84,8 @@ class TrainResult(NamedTuple):
 def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
           score: Callable[[Any], float], config: TrainConfig, *,
           before: Callable[[int, tuple[Any, ...]], None] | None = None,
-          report: Callable[[Report, Any], None] | None = None) -> TrainResult:
+          report: Callable[[Report, Any], None] | None = None, offer: Offer | None = None,
+          saved: State | None = None) -> TrainResult:
     """Trains a module whose forward is the loss.
 
     A step whose loss or gradient is not finite is skipped and counted: it reaches neither the parameters nor the
@@ -92,19 +99,21 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         config: how to train.
         before: called with the step and the batch before the loss is evaluated.
         report: called after every step.
+        offer: called after every step, with the state of the loop.
+        saved: a state that was offered, to go on from. Whatever `draw`, `score` and `before` hold is for the caller to
+            restore.
 
     Raises:
         TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
     """
-    # Fused, for that is the one that leaves out an update when a tensor says so.
-    optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    loop = _Loop(module, parameters, config)
+    optimiser, average = loop.optimiser, loop.average
     rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
-    best, best_step, best_state = math.inf, 0, _copy(average.module)
-    skips = _Skips(trained[0].device)
+    if saved is not None:
+        loop.restore(saved)
     start = time.monotonic()
-    for step in range(config.steps):
+    for step in range(loop.step, config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = share * rate
@@ -115,23 +124,56 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
-        setattr(optimiser, "found_inf", skips.count(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm)))  # noqa: B010
+        setattr(optimiser, "found_inf", loop.skips.count(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm)))  # noqa: B010
         optimiser.step()
         average.update_parameters(module)
-        if skips.read(step, last=step + 1 == config.steps) >= config.patience:
+        if loop.skips.read(step, last=step + 1 == config.steps) >= config.patience:
             raise TrainingError(
-                f"the loss or its gradient was not finite in {skips.longest} steps in a row, the last at step {step + 1}; "
+                f"the loss or its gradient was not finite in {loop.skips.longest} steps in a row, the last at step {step + 1}; "
                 "lower the learning rate, look for outliers in the data, or use fewer components")
         if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
             value = score(average.module)
-            if value <= best:
-                best, best_step, best_state = value, step + 1, _copy(average.module)
+            if value <= loop.best:
+                loop.best, loop.best_step, loop.best_state = value, step + 1, copy_state(average.module)
+        loop.step = step + 1
         if report is not None:
-            report(Report(step + 1, config.steps, time.monotonic() - start, skips.total, {}), terms)
-    if config.steps and not math.isfinite(best):
+            report(Report(step + 1, config.steps, time.monotonic() - start, loop.skips.total, {}), terms)
+        if offer is not None:
+            offer(loop.state)
+    if config.steps and not math.isfinite(loop.best):
         raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
                             "in the data, or use fewer components")
-    return TrainResult(config.steps, skips.total, best_step, best, best_state)
+    return TrainResult(config.steps, loop.skips.total, loop.best_step, loop.best, loop.best_state)
+
+
+class _Loop:
+    """What changes from step to step."""
+
+    def __init__(self, module: nn.Module, parameters: Iterable[dict[str, Any]], config: TrainConfig) -> None:
+        self.module = module
+        # Fused, for that is the one that leaves out an update when a tensor says so.
+        self.optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
+        self.skips = _Skips(self.optimiser.param_groups[0]["params"][0].device)
+        self.step = 0
+        self.best, self.best_step, self.best_state = math.inf, 0, copy_state(self.average.module)
+
+    def state(self) -> State:
+        moments = self.optimiser.state_dict()["state"]
+        return {"step": self.step, "skips": self.skips.counts, "module": copy_state(self.module),
+                "average": copy_state(self.average), "optimiser": {str(place): part for place, part in moments.items()},
+                "best": self.best, "best_step": self.best_step, "best_state": self.best_state}
+
+    def restore(self, state: State) -> None:
+        for name in ("step", "best", "best_step", "best_state"):
+            setattr(self, name, state[name])
+        self.skips.counts = state["skips"].to(self.skips.counts)
+        self.module.load_state_dict(state["module"])
+        self.average.load_state_dict(state["average"])
+        # The groups are as they were made; their rates follow the schedule.
+        groups = self.optimiser.state_dict()["param_groups"]
+        moments = {int(place): part for place, part in state["optimiser"].items()}
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def choose_device(name: str) -> torch.device:
@@ -200,5 +242,6 @@ class _Skips:
         return self.longest
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns a copy of a module's parameters and buffers by name."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

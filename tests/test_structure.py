@@ -11,9 +11,9 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
-     "field", "forecast", "memory"],
-    ["conditioner", "coordinates", "covariance", "plane", "reading"],
-    ["given", "density"],
+     "field", "forecast", "interruption", "memory"],
+    ["conditioner", "coordinates", "covariance", "plane", "reading", "state_file"],
+    ["given", "density", "resume"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
@@ -21,7 +21,7 @@ LAYERS = [
     ["projection", "moments", "ensemble"],
     ["config", "readouts", "model_file"],
     ["uncertainty"],
-    ["identification", "identifiability", "arguments"],
+    ["identification", "identifiability", "arguments", "fingerprint"],
     ["fitted"],
     ["estimator"],
     ["evaluation", "plotting"],

@@ -1,0 +1,53 @@
+"""What a fit is decided by, field by field, so that it can be said what differs between two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fpsde.given import check_function
+from fpsde.model_file import plain_parameters
+from fpsde.snapshots import Snapshots
+from fpsde.state_file import digest
+
+__all__ = ["fingerprint"]
+
+# These change nothing, or are given by the seed and the device that are chosen.
+LEFT_OUT = ("verbose", "random_state", "device")
+
+
+def fingerprint(parameters: Mapping[str, Any], data: Snapshots, seed: int | None, device: torch.device,
+                version: str) -> dict[str, Any]:
+    """Returns what decides a fit as numbers and words by name.
+
+    Of points, times and weights it is how many there are and the beginning of a digest; functions are stood for by their
+    values at the points.
+
+    Arguments:
+        parameters: of the estimator, by name.
+        data: what is fitted to.
+        seed: of all randomness; None if any will do.
+        device: where the fit runs.
+        version: of this package.
+
+    Raises:
+        ValueError: if a function that is given cannot be used.
+    """
+    x, t = (torch.as_tensor(values, dtype=torch.float64, device=device) for values in (data.x, data.t))
+    plain = plain_parameters(dict(parameters))
+    for name, function in parameters.items():
+        if name in ("drift_prior", "diffusion") and callable(function):
+            check_function(name, function, x, t, positive=name == "diffusion")
+            plain[name] = _shown(function(x, t))
+    return {"points": _shown(x), "times": _shown(t),
+            "weights": None if data.weights is None else _shown(torch.as_tensor(data.weights)),
+            **{name: value for name, value in plain.items() if name not in LEFT_OUT},
+            "seed": seed, "device": device.type, "fpsde": version}
+
+
+def _shown(values: torch.Tensor) -> str:
+    """The shape of values and the first of the digits that tell them from others."""
+    shape = " x ".join(map(str, values.shape))
+    return f"{shape} values {digest('', {'': values.detach().cpu().contiguous()})[:16]}"
