@@ -124,7 +124,8 @@ class FokkerPlanckSDE(FittedModel):
             SnapshotError: a ValueError; if the points, times or weights cannot be used.
             ValueError: if a setting, or a function that is given, cannot be used.
         """
-        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
+        # What is not finite is refused below, by row and coordinate.
+        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True, ensure_all_finite=False)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = fit_config(self.get_params(deep=False), data)

@@ -12,8 +12,8 @@ PACKAGE = Path(fpsde.__file__).parent
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast"],
-    ["conditioner", "coordinates", "covariance", "reading"],
-    ["given", "density"],
+    ["archive", "conditioner", "coordinates", "covariance"],
+    ["given", "density", "reading"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
