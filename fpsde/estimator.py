@@ -22,7 +22,15 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
-from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
+from fpsde.model_file import (
+    build_members,
+    check_fitted,
+    check_functions,
+    check_header,
+    describe_members,
+    plain_parameters,
+    reason,
+)
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread, singular_matrices
@@ -227,6 +235,7 @@ class FokkerPlanckSDE(FittedModel):
         tensors, header = load_file(path)
         functions = {"drift_prior": drift_prior, "diffusion": diffusion}
         try:
+            check_header(header, cls._get_param_names())
             check_functions(path, header["parts"], functions)
             members = build_members(header["parts"], tensors, functions)
             fitted = header["fitted"]
@@ -244,7 +253,7 @@ class FokkerPlanckSDE(FittedModel):
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
         except ModelFileError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ArithmeticError) as error:
             raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
         model._set_parts([Member(sde.to(where), density.to(where)) for sde, density in members])
