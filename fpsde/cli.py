@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import numpy as np
@@ -29,7 +30,7 @@ from fpsde.evaluation import (
     format_scores,
     leave_one_out,
 )
-from fpsde.reading import read_snapshots, read_start
+from fpsde.reading import as_cell, read_snapshots, read_start
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
@@ -37,6 +38,8 @@ from fpsde.train import TrainingError
 __all__ = ["main"]
 
 Read = TypeVar("Read")
+
+TRACEBACK = "FPSDE_TRACEBACK"
 
 DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 
@@ -49,10 +52,23 @@ def _plain_errors() -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError,
-                torch.OutOfMemoryError) as error:
-            click.echo(f"Error: {error}", err=True)
-            raise SystemExit(2) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
+            _refuse(str(error), 2, error)
+        except Exception as error:
+            # torch has no class of its own for too little memory on the CPU.
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+                _refuse(f"not enough memory ({error}); use fewer points, paths, components or members", 2, error)
+            if TRACEBACK in os.environ:
+                raise
+            _refuse(f"this is a bug of fpsde, {type(error).__name__}: {error}; please report it, with what the same "
+                    f"command shows after `export {TRACEBACK}=1`", 1, error)
+
+
+def _refuse(message: str, code: int, error: BaseException) -> NoReturn:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise SystemExit(code) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -307,7 +323,7 @@ def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tupl
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "time", *names])
+    writer.writerow(["path", "time", *map(as_cell, names)])
     for k, time in enumerate(times):
         for i, point in enumerate(paths[k]):
             writer.writerow([i, repr(time), *(repr(float(v)) for v in point)])

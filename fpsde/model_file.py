@@ -38,6 +38,7 @@ HEADER = {"parts", "fitted"}
 ENSEMBLE = {"functions", "members"}
 PARTS = {"drift", "drift_kind", "diffusion", "functions", "growth", "density"}
 FITTED = {"parameters", "names", "named", "times", "counts", "history", "summary", "written_by"}
+LONGEST = 300
 FASTEST, SLOWEST = 1e-6, 1.0
 
 
@@ -265,8 +266,9 @@ def check_fitted(fitted: Mapping[str, Any], dim: int) -> None:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    """What an error says, in one line that is not too long."""
+    said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
