@@ -53,7 +53,7 @@ class Archive:
         """
         entry = self._zip.getinfo(f"{key}.npy")
         if entry.file_size > self._largest:
-            raise SnapshotError(f"array {key!r} unpacks to {entry.file_size} bytes, far more than the file; if that is "
+            raise SnapshotError(f"array {key!r:.60} unpacks to {entry.file_size} bytes, far more than the file; if that is "
                                 "meant, write it with numpy.savez, which does not pack")
         again = "write the file again with numpy.savez"
         try:
@@ -65,12 +65,12 @@ class Archive:
                 content = file.read() if fits and dtype.kind in NUMBERS else b""
         except Exception as error:
             # So it is here, and with numpy's reader of headers.
-            raise SnapshotError(f"array {key!r} is damaged ({' '.join(str(error).split()):.200}); {again}") from error
+            raise SnapshotError(f"array {key!r:.60} is damaged ({' '.join(str(error).split()):.200}); {again}") from error
         if dtype.kind not in NUMBERS:
             what = "holds objects, not numbers" if dtype.kind == "O" else f"is not numeric, its type is {str(dtype):.60}"
-            raise SnapshotError(f"array {key!r} {what}; save numbers, and times as days since the first")
+            raise SnapshotError(f"array {key!r:.60} {what}; save numbers, and times as days since the first")
         if not fits or len(content) != size:
-            raise SnapshotError(f"array {key!r} is damaged, {size} bytes are not of shape {str(shape):.60}; {again}")
+            raise SnapshotError(f"array {key!r:.60} is damaged, {size} bytes are not of shape {str(shape):.60}; {again}")
         array = np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
         with np.errstate(over="ignore"):
             return array.astype(np.float64)

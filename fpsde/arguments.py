@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
 from fpsde.config import IdentificationConfig
-from fpsde.snapshots import SnapshotError, Snapshots, dense, floats
+from fpsde.snapshots import SnapshotError, Snapshots, dense, floats, listed
 
-__all__ = ["Setting", "check_positive", "fit_config", "positive_places", "times_of", "to_numpy"]
+__all__ = ["Setting", "check_positive", "checked", "fit_config", "positive_places", "times_of", "to_numpy"]
 
 Array = NDArray[np.float64]
 
@@ -53,6 +55,29 @@ def to_numpy(values: Any) -> Any:
         values = values.detach().cpu()
         values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return dense(values)
+
+
+def checked(estimator: BaseEstimator, x: Any, y: Any = "no_validation", **options: Any) -> Any:
+    """Brings points, and times if there are any, into arrays by scikit-learn's rules; what is not finite is left in.
+
+    Raises:
+        TypeError, ValueError: if they cannot be used.
+    """
+    x, y = to_numpy(x), to_numpy(y)
+    if getattr(getattr(y, "dtype", None), "kind", "") in ("O", "U", "S"):
+        y = floats(y, "times")
+    if isinstance(y, np.ndarray) and y.dtype.kind == "f" and not np.isfinite(y).all():
+        rows = np.flatnonzero(~np.isfinite(y))
+        raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), in rows {listed(rows)}; drop these "
+                            "points")
+    try:
+        return validate_data(estimator, x, y, dtype=np.float64, ensure_all_finite=False, **options)
+    except ValueError as error:
+        if "could not convert" not in str(error):
+            raise
+        words = [name for name, dtype in getattr(x, "dtypes", {}).items() if getattr(dtype, "kind", "O") not in "fiub"]
+        raise SnapshotError(f"points must be numbers ({error}); turn words into numbers or leave their columns out"
+                            f"{f', here {listed(words)}' if words else ''}") from error
 
 
 def times_of(t: ArrayLike, n: int) -> Array:

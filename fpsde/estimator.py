@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fpsde.arguments import fit_config, to_numpy
+from fpsde.arguments import checked, fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
 from fpsde.ensemble import Member, bootstraps
@@ -133,7 +133,7 @@ class FokkerPlanckSDE(FittedModel):
             ValueError: if a setting, or a function that is given, cannot be used.
         """
         # What is not finite is refused below, by row and coordinate.
-        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True, ensure_all_finite=False)
+        X, y = checked(self, X, y, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = fit_config(self.get_params(deep=False), data)

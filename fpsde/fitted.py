@@ -14,9 +14,9 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fpsde.arguments import Setting, check_positive, times_of, to_numpy
+from fpsde.arguments import Setting, check_positive, checked, times_of, to_numpy
 from fpsde.density import GaussianMixturePath
 from fpsde.ensemble import MeanDensity, Member, mean_density, mean_equation
 from fpsde.forecast import Forecast, Statistic, check_band, prediction_band, values_at
@@ -301,7 +301,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         return value, np.std(values, axis=0, ddof=1)
 
     def _points(self, x: ArrayLike) -> Array:
-        points = validate_data(self, to_numpy(x), dtype=np.float64, reset=False, ensure_all_finite=False)
+        points = checked(self, x, reset=False)
         check_finite(points, np.zeros(len(points)), self.names_)
         return points
 

@@ -91,14 +91,16 @@ def _reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise SnapshotError(f"{path}: not UTF-8 text ({error.reason} {error.object[error.start]:#04x}); save it as csv "
                             "with the encoding UTF-8") from error
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
+        raise SnapshotError(f"{path}: cannot be read ({error}); check its quotes") from error
+    except OSError as error:
         raise SnapshotError(f"{path}: cannot be read ({error})") from error
 
 
 def _read(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
           may_lack_times: bool = False) -> _Columns:
     if not os.path.isfile(path):
-        raise SnapshotError("no such file")
+        raise SnapshotError("a folder, not a file" if os.path.isdir(path) else "no such file")
     readers = {".csv": _read_csv, ".npz": _read_npz}
     if path.suffix.lower() not in readers:
         raise SnapshotError(f"unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
@@ -108,7 +110,7 @@ def _read(path: Path, time: str | None, features: tuple[str, ...], weights: str 
 def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
               may_lack_times: bool) -> _Columns:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)
         rows = [(reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip()]
     header = [_name(cell) for cell in rows[0][1]] if rows else []
     if len(rows) < 2:
@@ -130,9 +132,9 @@ def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: 
     columns, uses = Counter(header), Counter(wanted)
     for name in wanted:
         if columns[name] > 1:
-            raise SnapshotError(f"the header has {columns[name]} columns {name!r}; rename them")
+            raise SnapshotError(f"the header has {columns[name]} columns {name!r:.60}; rename them")
         if uses[name] > 1:
-            raise SnapshotError(f"column {name!r} is named {uses[name]} times among coordinates, time and weights; "
+            raise SnapshotError(f"column {name!r:.60} is named {uses[name]} times among coordinates, time and weights; "
                                 "name it once in --features, --time and --weights")
     for line, row in rows[1:]:
         if len(row) != len(header):
@@ -188,11 +190,11 @@ def _numbers(cells: list[tuple[int, str]], name: str, time: bool) -> Array:
                     todo = "write times as numbers, such as days since the first"
                 elif _number(cell.replace(",", ".")) is not None:
                     todo = "write numbers with a decimal point"
-                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {cell!r:.60}; {todo}")
+                raise SnapshotError(f"column {name!r:.60} is not numeric: line {line} has {cell!r:.60}; {todo}")
             values[i] = value
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise SnapshotError(f"column {name!r} has missing or infinite values in {len(bad)} rows (lines "
+        raise SnapshotError(f"column {name!r:.60} has missing or infinite values in {len(bad)} rows (lines "
                             f"{listed(cells[i][0] for i in bad)}); drop or impute them")
     return values
 
