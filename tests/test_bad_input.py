@@ -1,6 +1,5 @@
 """Every row of docs/input.md, tried: what is given either works and is right, or is refused in the sentence of that row."""
 
-import bz2
 import datetime
 import io
 import json
@@ -20,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fpsde import FokkerPlanckSDE, Snapshots, estimator, read_snapshots
+from fpsde.checkpoint import digest
 from fpsde.cli import main
 from fpsde.reading import read_start
 
@@ -110,14 +110,14 @@ def encrypted(content):
 
 
 def bomb(content):
-    """An array of a gigabyte of zeros in a file of a megabyte."""
+    """An array of zeros in a file of a thousandth of its size."""
     out, text = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array_header_1_0(text, {"descr": "<f8", "fortran_order": False, "shape": (2**26, 2)})
+    np.lib.format.write_array_header_1_0(text, {"descr": "<f8", "fortran_order": False, "shape": (20 * 2**20, 2)})
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         file.writestr("t.npy", b"")
         with file.open("X.npy", "w", force_zip64=True) as entry:
             entry.write(text.getvalue())
-            for _ in range(64):
+            for _ in range(20):
                 entry.write(bytes(2**24))
     return out.getvalue()
 
@@ -192,7 +192,7 @@ FILES = {
         part, "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000, 2)}")), X=X, t=T),
     "a header of an array that is code": npz(damage=first_entry(lambda part: header(
         part, "{'descr': __import__('os').getcwd(), 'shape': (30, 2)}")), X=X, t=T),
-    "an archive that unpacks to a gigabyte": npz(damage=bomb, X=X),
+    "an archive that unpacks to a thousand times its size": npz(damage=bomb, X=X),
     "an encrypted archive": npz(damage=encrypted, X=X, t=T),
     "another way to pack": npz(damage=bzipped, X=X, t=T, right=GOOD),
     "objects, which would run code": npz(X=np.array([{}] * 30, dtype=object), t=T),
@@ -257,7 +257,7 @@ def nan_at(row, column, value=np.nan):
     return x
 
 
-WIDE = RNG.normal(size=(9, 12))
+WIDE = RNG.normal(size=(9, 5))
 ARRAYS = {
     "lists": fit(X.tolist(), T.tolist(), right=GOOD),
     "float16": fit(X.astype(np.float16), right=(X.astype(np.float16), T)),
@@ -427,7 +427,6 @@ def parts(change):
         size, = struct.unpack("<Q", content[:8])
         header, tensors = json.loads(json.loads(content[8:8 + size])["__metadata__"]["header"]), load_tensors(content)
         change(header, tensors)
-        from fpsde.checkpoint import digest
         text = json.dumps(header)
         return metadata(header=text, digest=digest(tensors, text))(save_tensors(
             tensors, json.loads(content[8:8 + size])["__metadata__"]))
@@ -525,9 +524,10 @@ def table():
     for line in TABLE.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             section = line[3:]
-        elif (cells := [cell.strip() for cell in line.strip("|").split(" | ")]) and line.startswith("| ") and len(cells) == 2:
-            rows.append((section, *cells))
-    return [row for row in rows if row[1] != "given"]
+        elif line.startswith("| ") and line != "| given | answer |":
+            given, answer = line.removeprefix("| ").removesuffix(" |").split(" | ", 1)
+            rows.append((section, given, answer))
+    return rows
 
 
 def test_the_table_is_what_is_tried():
@@ -537,7 +537,8 @@ def test_the_table_is_what_is_tried():
 
 
 @pytest.mark.filterwarnings("ignore:the number of points at a time varies", "ignore:simulating from",
-                            "ignore:.*outside the data's times")
+                            "ignore:.*outside the data's times", "ignore:X does not have valid feature names",
+                            "ignore:overflow encountered in cast")
 @pytest.mark.parametrize(("section", "given", "answer"), table(), ids=lambda text: text[:40])
 def test_row(section, given, answer, tmp_path, model):
     run = CASES[section][given]
@@ -562,10 +563,11 @@ def test_start_points_follow_the_same_table(tmp_path):
             read_start(FILES[given].file(tmp_path))
 
 
-def test_bz2_and_metadata_are_what_the_cases_say(tmp_path, model):
-    """The cases make what they claim to make."""
+def test_the_cases_make_what_they_say(tmp_path, model):
     model.save(tmp_path / "m.fpsde")
     with safe_open(tmp_path / "m.fpsde", framework="pt") as file:
         assert {*file.metadata()} == {"format", "version", "header", "digest"}
     assert len(bomb(b"")) < 2**23
-    assert bz2.compress(b"") in bz2.compress(b"")
+    # The same rewriting without a change is no damage.
+    (tmp_path / "m.fpsde").write_bytes(parts(lambda header, tensors: None)((tmp_path / "m.fpsde").read_bytes()))
+    assert np.array_equal(FokkerPlanckSDE.load(tmp_path / "m.fpsde", device="cpu").drift(frame(X), T), model.drift(frame(X), T))

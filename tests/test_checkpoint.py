@@ -1,9 +1,13 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file as save_tensors
 
-from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, digest, load_file, save_file
+from fpsde import FokkerPlanckSDE
+from fpsde.checkpoint import FORMAT_VERSION, METADATA, ModelFileError, digest, load_file, save_file
 
 TENSORS = {"a": torch.randn(3, 2), "b": torch.arange(4.0, dtype=torch.float64)}
 
@@ -115,3 +119,21 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
         file.seek(size // 2)
         file.write(bytes(size - size // 2))
     assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+
+
+FILES = sorted((Path(__file__).parent / "data").glob("model_*.fpsde"))
+
+
+def test_there_is_a_file_of_every_format_that_is_read():
+    assert [file.stem.partition("_")[2] for file in FILES] == sorted(METADATA)
+    assert str(FORMAT_VERSION) in METADATA
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_released_formats_keep_loading(file):
+    """Values of the model that was written, at two points."""
+    model, x = FokkerPlanckSDE.load(file, device="cpu"), [[0.0, 0.0], [1.0, -1.0]]
+    assert model.names_ == ("prey", "predator")
+    assert model.drift(x, 0.0) == pytest.approx(np.array([[1.873171, 5.973862], [-0.889016, 2.209724]]), abs=1e-5)
+    assert model.diffusion(x, 0.0) == pytest.approx(np.array([[0.0218871, 0.535963]] * 2), abs=1e-6)
+    assert model.score_samples(x, 0.5) == pytest.approx([-16.367144, -2.150363], abs=1e-5)
