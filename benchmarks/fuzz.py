@@ -234,7 +234,7 @@ def attempt(kind: Kind, path: Path, traced: bool) -> Outcome:
         said = "read"
     except kind.refusal as error:
         said = str(error)
-        if "\n" in said or len(said) > 1000 or not said.startswith(f"{path}: "):
+        if not said.isprintable() or len(said) > 1000 or not said.startswith(f"{path}: "):
             raise RuntimeError(f"not one sentence about the file: {said:.200}") from error
     finally:
         signal.alarm(0)
@@ -319,6 +319,7 @@ def main() -> None:
             if not arguments.kinds or kind in arguments.kinds.split(","):
                 rng = np.random.default_rng([arguments.seed, i])
                 results.append(fuzz(kind, how, round(how.share * arguments.inputs), rng, folder, arguments.watch))
+                print(report(results[-1:], kind).splitlines()[-1], flush=True)
     text = report(results, " ".join(["python", *sys.argv]))
     print(text)
     if arguments.output is not None:

@@ -128,7 +128,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             for name in file.keys():  # noqa: SIM118
                 found = file.get_slice(name).get_dtype()
                 if found not in DTYPES:
-                    raise ModelFileError(f"{path}: damaged, {name} is of type {found}, expected F32 or F64")
+                    raise ModelFileError(f"{path}: damaged, {name!r:.60} is of type {found}, expected F32 or F64")
             # Copies: what is mapped into memory would change with the file, after it was checked.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata["header"])

@@ -268,6 +268,7 @@ def check_fitted(fitted: Mapping[str, Any], dim: int) -> None:
 def reason(error: Exception) -> str:
     """What an error says, in one line that is not too long."""
     said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    said = "".join(letter if letter.isprintable() else "?" for letter in said)
     return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 

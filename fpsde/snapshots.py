@@ -257,5 +257,5 @@ def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
 
 def listed(places: Iterable[int | str]) -> str:
     """Lists the first five of some places or names, for a message."""
-    shown = [f"{place!s:.40}" for place in places]
+    shown = ["".join(letter if letter.isprintable() else "?" for letter in f"{place!s:.40}") for place in places]
     return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
