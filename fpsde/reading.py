@@ -216,7 +216,7 @@ def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: 
     t, w = (arrays[key[0]] if key else None for key in (times, given))
     if x.ndim == 3 and t is not None and t.shape == x.shape[:1]:
         w = w.reshape(-1) if w is not None and w.shape == x.shape[:2] else w
-        x, t = x.reshape(-1, x.shape[-1]), np.repeat(t, x.shape[1])
+        x, t = x.reshape(x.shape[0] * x.shape[1], x.shape[2]), np.repeat(t, x.shape[1])
     return _Columns(x, t, None, w)
 
 

@@ -203,6 +203,8 @@ FILES = {
     "points and times of unlike length": npz(X=X, t=T[:5]),
     "an array with three axes": npz(X=X.reshape(3, 10, 2), t=T[::10], right=GOOD),
     "an array with four axes": npz(X=X.reshape(3, 2, 5, 2), t=T[::10]),
+    "an array without points": npz(X=np.zeros((3, 0, 0)), t=T[::10]),
+    "an array whose name has a line break": npz(**{"a\nb": X, "c": T}),
     "one number": npz(X=np.float64(3), t=T),
     "numbers of 16 bits": npz(X=X.astype(np.float16), t=T, right=(X.astype(np.float16).astype(float), T)),
     "numbers of another machine": npz(X=X.astype(">f8"), t=T.astype(">f4"), right=GOOD),
