@@ -37,4 +37,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
 from fpsde.config import IdentificationConfig
-from fpsde.snapshots import SnapshotError, Snapshots
+from fpsde.snapshots import SnapshotError, Snapshots, dense, floats, listed
 
-__all__ = ["Setting", "check_positive", "fit_config", "positive_places", "times_of", "to_numpy"]
+__all__ = ["Setting", "check_positive", "checked", "fit_config", "positive_places", "times_of", "to_numpy"]
 
 Array = NDArray[np.float64]
 
 UNEVEN = 1.5
+UNLIKE = 1e9
 
 
 class Setting:
@@ -43,13 +46,43 @@ class Setting:
 
 
 def to_numpy(values: Any) -> Any:
-    """Turns torch tensors into numpy arrays and leaves everything else to scikit-learn."""
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    """Turns torch tensors into numpy arrays, masked entries into NaN, and leaves everything else to scikit-learn.
+
+    Raises:
+        SnapshotError: if there are complex numbers or dates.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return dense(values)
+
+
+def checked(estimator: BaseEstimator, x: Any, y: Any = "no_validation", **options: Any) -> Any:
+    """Brings points, and times if there are any, into arrays by scikit-learn's rules; what is not finite is left in.
+
+    Raises:
+        TypeError, ValueError: if they cannot be used.
+    """
+    x, y = to_numpy(x), to_numpy(y)
+    if getattr(getattr(y, "dtype", None), "kind", "") in ("O", "U", "S"):
+        y = floats(y, "times")
+    if isinstance(y, np.ndarray) and y.dtype.kind == "f" and not np.isfinite(y).all():
+        rows = np.flatnonzero(~np.isfinite(y))
+        raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), in rows {listed(rows)}; drop these "
+                            "points")
+    try:
+        return validate_data(estimator, x, y, dtype=np.float64, ensure_all_finite=False, **options)
+    except ValueError as error:
+        if "could not convert" not in str(error):
+            raise
+        words = [name for name, dtype in getattr(x, "dtypes", {}).items() if getattr(dtype, "kind", "O") not in "fiub"]
+        raise SnapshotError(f"points must be numbers ({error}); turn words into numbers or leave their columns out"
+                            f"{f', here {listed(words)}' if words else ''}") from error
 
 
 def times_of(t: ArrayLike, n: int) -> Array:
     """Returns n times from one or n of them, shape (n,)."""
-    times = np.asarray(to_numpy(t), dtype=np.float64)
+    times = floats(to_numpy(t), "times")
     if times.shape not in ((), (n,)) or not np.isfinite(times).all():
         got = times[~np.isfinite(times)][0] if times.shape in ((), (n,)) else f"shape {times.shape}"
         raise ValueError(f"times must be one finite number{f' or {n} of them' if n != 1 else ''}, got {got}")
@@ -72,6 +105,10 @@ def _known_levels(diffusion: Any, dim: int) -> tuple[float, ...]:
     return tuple(np.broadcast_to(values, (dim,)).tolist())
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and int(value) >= 1
+
+
 def positive_places(wanted: bool | Sequence[str | int], names: tuple[str, ...]) -> list[int]:
     """Returns the places of the coordinates that are meant: all, none, or those of the given names or places.
 
@@ -80,6 +117,8 @@ def positive_places(wanted: bool | Sequence[str | int], names: tuple[str, ...]) 
     """
     if isinstance(wanted, (bool, np.bool_)):
         return list(range(len(names))) if wanted else []
+    if not isinstance(wanted, (Sequence, np.ndarray)):
+        raise ValueError(f"positive must be True, False or coordinates by name or place, got {wanted!r}")
     places = range(len(names))
     unknown = [v for v in wanted if v not in names and not (isinstance(v, (int, np.integer)) and v in places)]
     if unknown or isinstance(wanted, str):
@@ -110,14 +149,24 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"drift_prior must be a function of (X, t) or None, got {given['drift_prior']!r}")
     if not callable(diffusion) and not (isinstance(diffusion, str) and diffusion in ("state", "constant")):
         diffusion = _known_levels(diffusion, data.dim)
-    for name, least in (("n_components", 1), ("max_steps", 1), ("n_members", 1)):
-        if not isinstance(given[name], (int, np.integer)) or given[name] < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {given[name]!r}")
-    if not 0 <= given["validation_fraction"] < 1:
-        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {given['validation_fraction']!r}")
+    for name in ("n_components", "max_steps", "n_members"):
+        if not _whole(given[name]):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {given[name]!r}")
+    hidden = given["hidden"]
+    if not isinstance(hidden, Sequence) or isinstance(hidden, str) or not hidden or not all(map(_whole, hidden)):
+        raise ValueError(f"hidden must be a sequence of widths, whole numbers of at least 1, got {hidden!r}")
+    if given["conditioner"] not in ("leave-one-out", "masked"):
+        raise ValueError(f"conditioner must be 'leave-one-out' or 'masked', got {given['conditioner']!r}")
+    share = given["validation_fraction"]
+    if not isinstance(share, (int, float, np.floating)) or not 0 <= share < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {share!r}")
     places = positive_places(given["positive"], data.names)
     positive = tuple(i in places for i in range(data.dim))
     check_positive(data.x, np.array(positive), data.names)
+    widths = data.x.std(0)
+    if drift == "gradient" and widths.max() > UNLIKE * widths.min():
+        raise ValueError(f"drift='gradient' is a gradient in data units, one for all coordinates, but their spreads go "
+                         f"from {widths.min():.1g} to {widths.max():.1g}; bring them to one unit or use 'autonomous'")
     if any(positive) and drift == "gradient":
         raise ValueError("drift='gradient' is a gradient in data units; with `positive` use 'autonomous'")
     if any(positive) and isinstance(diffusion, tuple):
@@ -134,5 +183,5 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
                       "numbers are the size of the population", UserWarning, stacklevel=3)
     return IdentificationConfig(
         n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
-        positive=positive, growth=growth, conditioner=given["conditioner"], hidden=tuple(given["hidden"]),
+        positive=positive, growth=growth, conditioner=given["conditioner"], hidden=tuple(hidden),
         steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]))

@@ -1,7 +1,11 @@
-"""Model files: weights and a JSON header in one safetensors file, without pickle, written atomically."""
+"""Model files: weights and a JSON header in one safetensors file, without pickle, written atomically.
+
+A digest of both is beside them. It tells damage, not forgery: who changes a file can write its digest anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -17,8 +21,11 @@ from torch import Tensor
 __all__ = ["FORMAT", "FORMAT_VERSION", "ModelFileError", "check_writable", "load_file", "save_file", "write_atomically"]
 
 FORMAT = "fpsde-model"
-FORMAT_VERSION = 2
-DTYPES = (torch.float32, torch.float64, torch.bool)
+FORMAT_VERSION = 3
+# What each version that can be read keeps beside the weights.
+METADATA = {"2": {"format", "version", "header"}, "3": {"format", "version", "header", "digest"}}
+DTYPES = ("F32", "F64", "BOOL")
+LARGEST_HEADER = 2**24
 
 
 class ModelFileError(ValueError):
@@ -34,15 +41,28 @@ def save_file(path: str | Path, tensors: dict[str, Tensor], header: dict[str, An
         header: anything that JSON holds.
 
     Raises:
-        ModelFileError: if the file cannot be written, or if a tensor is not finite.
+        ModelFileError: if the file cannot be written, if a tensor is not finite, or if the header is too large.
     """
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise ModelFileError(f"{path}: not written, {bad[0]} is not finite; fit again, without outliers or with "
                              "fewer components")
-    metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "header": json.dumps(header)}
+    text = json.dumps(header)
+    if len(text) > LARGEST_HEADER:
+        raise ModelFileError(f"{path}: not written, the header has {len(text)} characters, more than {LARGEST_HEADER}; use "
+                             "shorter names")
     cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(cpu, metadata))
+    write_atomically(path, save(cpu, {"format": FORMAT, "version": str(FORMAT_VERSION), "header": text,
+                                      "digest": digest(cpu, text)}))
+
+
+def digest(tensors: dict[str, Tensor], header: str) -> str:
+    """Returns the SHA-256, in hexadecimal, of a header and of the name, type, shape and bytes of every tensor, by name."""
+    total = hashlib.sha256(header.encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        total.update(tensor.numpy().tobytes())
+    return total.hexdigest()
 
 
 def check_writable(path: str | Path, *inputs: str | Path) -> None:
@@ -130,20 +150,36 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ModelFileError(f"{path}: not a model file of fpsde")
-            version = metadata.get("version", "")
-            if version != str(FORMAT_VERSION):
-                what = "fit again" if version.isdecimal() and int(version) < FORMAT_VERSION else "update fpsde"
-                raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; {what}")
-            # Copied to where torch places tensors: products of those at odd addresses differ in the last bit.
+            _check_metadata(path, metadata)
+            for name in file.keys():  # noqa: SIM118
+                found = file.get_slice(name).get_dtype()
+                if found not in DTYPES:
+                    raise ModelFileError(f"{path}: damaged, {name!r:.60} is of type {found}, expected F32 or F64")
+            # Copies: what is mapped into memory would change with the file, after it was checked, and lies at addresses
+            # where products differ in the last bit.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            header = json.loads(metadata["header"])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise ModelFileError(f"{path}: not a model file, or damaged ({error})") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            raise ModelFileError(f"{path}: damaged, {name} is of type {tensor.dtype}, expected float32 or float64")
+        header = json.loads(metadata["header"])
+    except ModelFileError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: not a model file, or damaged ({' '.join(str(error).split()):.200})") from error
+    if metadata["version"] != "2" and metadata["digest"] != digest(tensors, metadata["header"]):
+        raise ModelFileError(f"{path}: damaged, its content is not what its digest says; fetch the file again or fit again")
     if not isinstance(header, dict) or not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise ModelFileError(f"{path}: damaged, its header or weights are not usable")
     return tensors, header
+
+
+def _check_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Refuses what is no model file, of a version that is not known, or has more or less beside the weights than that."""
+    if metadata.get("format") != FORMAT:
+        raise ModelFileError(f"{path}: not a model file of fpsde")
+    version = metadata.get("version", "")
+    if version not in METADATA:
+        raise ModelFileError(f"{path}: model format {version!r:.20}, this fpsde reads {' and '.join(METADATA)}; "
+                             f"{'fit again' if version in ('0', '1') else 'update fpsde'}")
+    for name in sorted(metadata.keys() ^ METADATA[version]):
+        what = "missing" if name in METADATA[version] else "unknown in this version"
+        raise ModelFileError(f"{path}: damaged, {name!r:.60} is {what}")
+    if len(metadata["header"]) > LARGEST_HEADER:
+        raise ModelFileError(f"{path}: damaged, its header has more than {LARGEST_HEADER} characters")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import numpy as np
@@ -32,7 +33,7 @@ from fpsde.evaluation import (
     leave_one_out,
 )
 from fpsde.interruption import told
-from fpsde.reading import read_snapshots, read_start
+from fpsde.reading import as_cell, read_snapshots, read_start
 from fpsde.resume import saved_states
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
@@ -41,6 +42,8 @@ from fpsde.train import TrainingError
 __all__ = ["main"]
 
 Read = TypeVar("Read")
+
+TRACEBACK = "FPSDE_TRACEBACK"
 
 DATA_HELP = "DATA is a csv with a header or an npz with points and times."
 
@@ -57,15 +60,23 @@ def _plain_errors(advice: Callable[[], str] = str) -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: click.echo(f"Warning: {message}", err=True)
         try:
             yield
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
-            click.echo(f"Error: {error}", err=True)
-            raise SystemExit(2) from error
-        except (MemoryError, RuntimeError) as error:
-            # Of the CPU's memory torch says so in the text alone.
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            _refuse(str(error), 2, error)
+        except Exception as error:
+            # torch has no class of its own for too little memory on the CPU.
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+                _refuse(f"not enough memory ({error}); use fewer points, paths, components or members", 2, error)
+            if TRACEBACK in os.environ:
                 raise
-            click.echo("Error: out of memory; use fewer points, coordinates, components, paths or times", err=True)
-            raise SystemExit(2) from error
+            _refuse(f"this is a bug of fpsde, {type(error).__name__}: {error}; please report it, with what the same "
+                    f"command shows after `export {TRACEBACK}=1`", 1, error)
+
+
+def _refuse(message: str, code: int, error: BaseException) -> NoReturn:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    raise SystemExit(code) from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -340,7 +351,7 @@ def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tupl
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "time", *names])
+    writer.writerow(["path", "time", *map(as_cell, names)])
     for k, time in enumerate(times):
         for i, point in enumerate(paths[k]):
             writer.writerow([i, repr(time), *(repr(float(v)) for v in point)])

@@ -31,6 +31,8 @@ from fpsde.spline import CubicSplineBasis
 
 __all__ = ["AbstractDensity", "DensityTerms", "GaussianMixturePath"]
 
+MAX_ELEMENTS = 2**26
+
 
 class DensityTerms(NamedTuple):
     """The log-density and its derivatives at M times with N points each."""
@@ -158,7 +160,11 @@ class GaussianMixturePath(AbstractDensity):
 
     def _place(self, basis: Tensor, roots: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
         rows = torch.arange(len(basis), device=basis.device)[:, None]
-        return self._means(basis)[rows, chosen] + (roots[rows, chosen] @ noise[..., None]).squeeze(-1)
+        # A root for every point is too much at once in many dimensions.
+        count = max(1, MAX_ELEMENTS // (noise.shape[1] * roots[0, 0].numel()))
+        parts = zip(roots.split(count), chosen.split(count), noise.split(count), strict=True)
+        steps = [(r[rows[:len(r)], k] @ z[..., None]).squeeze(-1) for r, k, z in parts]
+        return self._means(basis)[rows, chosen] + torch.cat(steps)
 
     def _means(self, basis: Tensor) -> Tensor:
         return torch.einsum("mb,bkd->mkd", basis, self.means * self.covariance.units[:, None])

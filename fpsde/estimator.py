@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fpsde.arguments import fit_config, to_numpy
+from fpsde.arguments import checked, fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
 from fpsde.ensemble import Member, bootstraps
@@ -25,7 +25,15 @@ from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
 from fpsde.memory import kept_memory
-from fpsde.model_file import build_members, check_fitted, check_functions, describe_members, plain_parameters, reason
+from fpsde.model_file import (
+    build_members,
+    check_fitted,
+    check_functions,
+    check_header,
+    describe_members,
+    plain_parameters,
+    reason,
+)
 from fpsde.progress import Progress
 from fpsde.resume import Checkpoints
 from fpsde.snapshots import Snapshots
@@ -135,7 +143,8 @@ class FokkerPlanckSDE(FittedModel):
             CheckpointError: a ValueError; if the folder cannot be written to, or holds the state of another fit.
             ValueError: if a setting, or a function that is given, cannot be used.
         """
-        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64, y_numeric=True)
+        # What is not finite is refused below, by row and coordinate.
+        X, y = checked(self, X, y, y_numeric=True)
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = fit_config(self.get_params(deep=False), data)
@@ -249,6 +258,7 @@ class FokkerPlanckSDE(FittedModel):
         tensors, header = load_file(path)
         functions = {"drift_prior": drift_prior, "diffusion": diffusion}
         try:
+            check_header(header, cls._get_param_names())
             check_functions(path, header["parts"], functions)
             members = build_members(header["parts"], tensors, functions)
             fitted = header["fitted"]
@@ -266,7 +276,7 @@ class FokkerPlanckSDE(FittedModel):
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
         except ModelFileError:
             raise
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ArithmeticError) as error:
             raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
         model._set_parts([Member(sde.to(where), density.to(where)) for sde, density in members])

@@ -14,9 +14,9 @@ from scipy.integrate import cumulative_trapezoid
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from fpsde.arguments import Setting, check_positive, times_of, to_numpy
+from fpsde.arguments import Setting, check_positive, checked, times_of, to_numpy
 from fpsde.density import GaussianMixturePath
 from fpsde.ensemble import MeanDensity, Member, mean_density, mean_equation
 from fpsde.forecast import Forecast, Statistic, check_band, prediction_band, values_at
@@ -24,7 +24,7 @@ from fpsde.growth import multiplied
 from fpsde.memory import kept_memory
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import check_weights
+from fpsde.snapshots import check_finite, check_weights, floats
 
 __all__ = ["FittedModel"]
 
@@ -33,6 +33,7 @@ Array = NDArray[np.float64]
 CHUNK = 8192
 GROWTH_STEPS = 20
 MIN_PATHS = 4000
+MAX_STEPS = 10**8
 
 FORECAST = "this is a forecast, which holds only as far as the dynamics stay the same and the paths stay where data were"
 HELD = "drift and diffusion are held at their value at the nearest time of the data"
@@ -133,8 +134,8 @@ class FittedModel(DensityMixin, BaseEstimator):
                     known = torch.isfinite(z).all(-1)
                     log_p = self.density_.log_prob(self._dimensionless(time), torch.where(known[:, None], z, 0.0)[None])[0]
                     log_p = log_p + self._coordinates.log_volume(points)
-                    # A coordinate that is positive has no density at or below zero.
-                    result[part] = torch.where(known, log_p, -torch.inf).cpu().numpy()
+                    # A coordinate that is positive has no density at or below zero, and where squares overflow is none.
+                    result[part] = torch.where(known & ~log_p.isnan(), log_p, -torch.inf).cpu().numpy()
         return result
 
     def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -152,8 +153,8 @@ class FittedModel(DensityMixin, BaseEstimator):
             ValueError: if n is not at least 1 or t not a finite number.
         """
         check_is_fitted(self, "sde_")
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n!r}")
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"n must be at least 1, a whole number, got {n!r}")
         time = times_of(t, 1)
         self._warn_outside("density", time, DENSITY_HELD)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
@@ -182,7 +183,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "sde_")
         stops = _increasing(times)
-        if time_step is not None and not (np.isfinite(time_step) and time_step > 0):
+        if time_step is not None and not (isinstance(time_step, (int, float, np.number)) and 0 < time_step < math.inf):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
         self._warn_outside("simulating", stops, self._beyond())
         silent = (self.verbose if verbose is None else verbose) < 1
@@ -257,7 +258,10 @@ class FittedModel(DensityMixin, BaseEstimator):
         """Simulated paths, shape (k, n, d)."""
         start, seed = torch.tensor(x0, device=self._device), int(rng.randint(2**31 - 1))
         step = time_step or float(sde.time_step)
-        steps = math.ceil((times[-1] - times[0]) / step)
+        steps = math.ceil(min((times[-1] - times[0]) / step, 2 * MAX_STEPS))
+        if steps > MAX_STEPS:
+            raise ValueError(f"from time {times[0]:g} to {times[-1]:g} in steps of {step:g} are more than {MAX_STEPS:g} "
+                             "steps; simulate a shorter time or in larger steps")
         with Progress("simulating", steps, silent=silent) as progress, kept_memory():
             paths = sde.paths(start, torch.as_tensor(times), step, seed, method,
                               lambda share: progress.update(round(share * steps)))
@@ -298,7 +302,9 @@ class FittedModel(DensityMixin, BaseEstimator):
         return value, np.std(values, axis=0, ddof=1)
 
     def _points(self, x: ArrayLike) -> Array:
-        return validate_data(self, to_numpy(x), dtype=np.float64, reset=False)
+        points = checked(self, x, reset=False)
+        check_finite(points, np.zeros(len(points)), self.names_)
+        return points
 
     def _inside(self, x: ArrayLike) -> Array:
         """The points, if they lie where the equation holds."""
@@ -330,7 +336,7 @@ class FittedModel(DensityMixin, BaseEstimator):
 
 def _increasing(times: ArrayLike) -> Array:
     """Returns times, shape (k,), if they increase."""
-    stops = np.array(to_numpy(times), dtype=np.float64)
+    stops = floats(to_numpy(times), "times").copy()
     if stops.ndim != 1 or not len(stops) or not np.isfinite(stops).all() or not (np.diff(stops) > 0).all():
         raise ValueError(f"times must be increasing numbers, shape (k,), got {stops!r}")
     return stops

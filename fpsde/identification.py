@@ -122,6 +122,7 @@ class _Fit:
             drift, diffusion = self._nets(data.dim)
             growth = Growth(data.dim) if config.growth is not None else None
         self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
+        self.solves = config.solve and ReadoutSolver.fits(self.model)
         # Counts of all points, those held out too: what was measured is what grew.
         counts = torch.tensor([len(x) for x in data.groups()], dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
@@ -273,15 +274,15 @@ class _Fit:
         """Trains the nets to follow a fixed path: by its velocity, its residual and least kinetic energy of the drift."""
         steps = self.config.steps - self.done
         inner, readouts = self._net_parameters()
-        groups = [{"params": inner + ([] if self.config.solve else readouts), "lr": 0.25 * self.config.learning_rate}]
+        groups = [{"params": inner + ([] if self.solves else readouts), "lr": 0.25 * self.config.learning_rate}]
         weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy, 0.0)
-        solver = ReadoutSolver(self.model, self.config.ridge)
+        solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
 
         def draw(step: int) -> tuple[Any, ...]:
             return *self.kept.draw(self.t, len(self.t)), *self._collocation(), weights
 
         def before(step: int, batch: tuple[Any, ...]) -> None:
-            if self.config.solve and step % solver.interval == 0:
+            if solver is not None and step % solver.interval == 0:
                 solver.step(batch[2], batch[3], weights)
 
         check = self._collocation(2 * self.config.collocation[0])
@@ -297,7 +298,7 @@ class _Fit:
 
     def polish(self) -> None:
         """Solves for the readouts under the final density, on many points."""
-        if not self.config.solve:
+        if not self.solves:
             return
         weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)

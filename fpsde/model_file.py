@@ -5,7 +5,8 @@ No file holds a function: those that the user gave are named, and have to be giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fpsde.checkpoint import ModelFileError
 from fpsde.coordinates import Coordinates
+from fpsde.covariance import LowRankCovariance
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
@@ -26,9 +28,17 @@ from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.sde import FittedSDE
 
-__all__ = ["build_members", "check_fitted", "check_functions", "describe_members", "plain_parameters", "reason"]
+__all__ = ["build_members", "check_fitted", "check_functions", "check_header", "describe_members", "plain_parameters",
+           "reason"]
 
 SUMMARY = ("skipped_steps", "residual", "held_out_likelihood")
+# All that a header may hold, by part.
+HEADER = {"parts", "fitted"}
+ENSEMBLE = {"functions", "members"}
+PARTS = {"drift", "drift_kind", "diffusion", "functions", "growth", "density"}
+FITTED = {"parameters", "names", "named", "times", "counts", "history", "summary", "written_by"}
+LONGEST = 300
+FASTEST, SLOWEST = 1e-6, 1.0
 
 
 def describe_members(members: Sequence[Member]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -76,6 +86,27 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
             raise ModelFileError(f"{path}: fitted without a function as {name}; leave {name} out")
 
 
+def check_header(header: dict[str, Any], parameters: Iterable[str]) -> None:
+    """Refuses a header with a part that this version does not know, and so would leave out of account.
+
+    Arguments:
+        header: of the file.
+        parameters: names of the estimator's parameters.
+
+    Raises:
+        KeyError, TypeError, ValueError: if a part is unknown, missing, or not of its kind.
+    """
+    parts = header["parts"]
+    kinds = {"the header": (header, HEADER), "parts": (parts, ENSEMBLE if "members" in parts else PARTS),
+             "fitted": (header["fitted"], FITTED), "parameters": (header["fitted"]["parameters"], {*parameters})}
+    kinds |= {f"member {k}": (part, PARTS) for k, part in enumerate(parts.get("members", ()))}
+    for where, (part, known) in kinds.items():
+        if not isinstance(part, dict):
+            raise ValueError(f"{where} is no table of names and values")
+        for name in sorted(part.keys() - known):
+            raise ValueError(f"{name!r:.60} in {where} is unknown")
+
+
 def build_members(header: dict[str, Any], tensors: dict[str, Tensor],
                   functions: Mapping[str, Function | None]) -> list[Member]:
     """Puts the members together, with the functions that no file holds.
@@ -99,6 +130,8 @@ def build_members(header: dict[str, Any], tensors: dict[str, Tensor],
 def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
                  functions: Mapping[str, Function | None]) -> Member:
     units = Coordinates(*(tensors[f"sde.coordinates.{name}"] for name in ("centre", "scale", "clock", "positive")))
+    if units.centre.ndim != 1:
+        raise ValueError(f"sde.coordinates.centre has shape {tuple(units.centre.shape)}, expected one axis")
     given = given_fields(functions, units)
     with torch.device("meta"):
         drift = _build_drift(header, given.get("drift_prior"))
@@ -106,13 +139,15 @@ def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
         growth = None if header.get("growth") is None else Growth(**header["growth"])
     sde = FittedSDE(drift, diffusion, units, growth)
     _fill(sde, tensors, "sde.")
-    if not (units.span > 0 and bool((units.scale > 0).all()) and float(sde.time_step) > 0):
+    step = float(sde.time_step) / units.span if units.span > 0 else 0.0
+    if not (FASTEST <= step <= SLOWEST and bool((units.scale > 0).all())):
         raise ValueError("the scaling is not usable")
     nets = [part for part in (drift, diffusion, growth) if part is not None]
     if len({tensor.dtype for net in nets for tensor in net.state_dict().values()}) > 1:
         raise ValueError("drift, diffusion and growth differ in precision")
 
     inner = _below(tensors, "density.")
+    _check_shapes(inner, bool(header["density"]["constant_weights"]))
     density = GaussianMixturePath.shaped(inner, bool(header["density"]["constant_weights"]))
     _fill(density, tensors, "density.")
     if {density.dim, units.dim} != {drift.dim} or (growth is not None and growth.dim != drift.dim):
@@ -123,6 +158,21 @@ def _build_parts(header: dict[str, Any], tensors: dict[str, Tensor],
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_shapes(inner: dict[str, Tensor], constant_weights: bool) -> None:
+    """Compares the shapes of a density's weights with each other, so that none is broadcast into a larger one."""
+    n, (b, k, d, r) = len(inner["basis.breaks"]), inner["covariance.factors"].shape
+    diagonal = "covariance.log_rest" in inner
+    expected = {"basis.breaks": (n,), "basis.coefficients": (n - 1, 4, b), "logits": (1 if constant_weights else b, k),
+                "means": (b, k, d), "covariance.units": (b, d), "covariance.floor": (b, d) if diagonal else (b, d, d)}
+    if diagonal:
+        expected["covariance.log_rest"] = (b, k, d)
+    for name, shape in expected.items():
+        if inner[name].shape != shape:
+            raise ValueError(f"density.{name} has shape {tuple(inner[name].shape)}, expected {shape}")
+    if b != n + 2 or not (r <= d if diagonal else r == d):
+        raise ValueError(f"density.covariance.factors has shape {(b, k, d, r)}, which does not fit {n} break points")
 
 
 def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> None:
@@ -142,7 +192,10 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], prefix: str) -> N
 def _try_out(density: GaussianMixturePath) -> None:
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     trial = deepcopy(density).double()
-    log_prob = trial.log_prob(t, trial.sample(t, 2, torch.Generator().manual_seed(0)))
+    # The root of a diagonal with a few directions is far larger than what is in the file.
+    x = (torch.zeros(5, 2, trial.dim, dtype=t.dtype) if isinstance(trial.covariance, LowRankCovariance)
+         else trial.sample(t, 2, torch.Generator().manual_seed(0)))
+    log_prob = trial.log_prob(t, x)
     if log_prob.shape != (5, 2) or not bool(torch.isfinite(log_prob).all()):
         raise ValueError("the density has no finite values")
 
@@ -185,21 +238,32 @@ def check_fitted(fitted: Mapping[str, Any], dim: int) -> None:
         raise ValueError("the times are not two or more increasing numbers")
     if len(counts) != len(times) or not all(isinstance(count, int) and count > 0 for count in counts):
         raise ValueError(f"the counts are not one for each of {len(times)} times")
-    rows = [{name: fitted["summary"][name] for name in SUMMARY}, *fitted["history"]]
+    if any(unicodedata.category(letter) == "Cc" for name in names for letter in name):
+        raise ValueError("a name of a coordinate has a control character")
+    for name in SUMMARY:
+        fitted["summary"][name]
+    rows = [fitted["summary"], *fitted["history"]]
     if not all(isinstance(value, (int, float)) for row in rows for value in row.values()):
         raise ValueError("history or summary hold something else than numbers")
+    if not np.isfinite(fitted["summary"]["skipped_steps"]):
+        raise ValueError("the number of skipped steps is not finite")
     if not all("step" in row for row in rows[1:]):
         raise ValueError("a row of the history has no step")
     if parameters["drift"] not in ("time", "autonomous", "gradient"):
         raise ValueError(f"unknown drift {parameters['drift']!r}")
+    if parameters["diffusion"] not in ("state", "constant", None) and not np.isfinite(
+            np.asarray(parameters["diffusion"], dtype=np.float64)).all():
+        raise ValueError("the diffusion is neither a word that is known nor numbers")
     for name in ("max_steps", "verbose"):
         if not isinstance(parameters[name], int):
             raise ValueError(f"{name} is not a whole number, got {parameters[name]!r}")
 
 
 def reason(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    """What an error says, in one line that is not too long."""
+    said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    said = "".join(letter if letter.isprintable() else "?" for letter in said)
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def plain_parameters(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fpsde.train import State
 __all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
 
 MAX_UNKNOWNS = 2000
+MAX_ELEMENTS = 2**29
 CHEAP_UNKNOWNS = 400
 LARGEST_CHANGE = 0.3
 DAMPING = 1e-6
@@ -85,6 +86,13 @@ class ReadoutSolver:
         largest = max(len(group) for group in groups) * start.shape[1]
         self.interval = math.ceil((largest / CHEAP_UNKNOWNS) ** 2)
         """Steps between solves that keep their cost in proportion to that of a step."""
+
+    @staticmethod
+    def fits(model: FokkerPlanckLoss) -> bool:
+        """Whether all groups' normal equations can be held in memory; in several hundred dimensions they cannot."""
+        drift, diffusion = model.drift.get_readout(), model.diffusion.get_readout()
+        each = drift.shape[1] + diffusion.shape[1]
+        return len(drift) * each * max(each, min(MAX_UNKNOWNS, len(drift) * each)) <= MAX_ELEMENTS
 
     def state(self) -> State:
         """Returns what earlier steps have left."""

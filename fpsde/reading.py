@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fpsde.archive import Archive
 from fpsde.snapshots import SnapshotError, Snapshots, check_finite, listed
 
-__all__ = ["read_snapshots", "read_start"]
+__all__ = ["as_cell", "read_snapshots", "read_start"]
 
 Array = NDArray[np.float64]
 
 POINT_KEYS = ("X", "Xs", "x", "pcs", "X_pca")
 TIME_KEYS = ("t", "time", "times", "dts", "day", "sample_labels", "samples")
 MISSING = ("", "na", "n/a", "nan", "null", "none")
+FORMULAS = ("=", "+", "-", "@")
 
 
 class _Columns(NamedTuple):
@@ -86,7 +88,12 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except SnapshotError as error:
         raise SnapshotError(f"{path}: {error}") from error
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        raise SnapshotError(f"{path}: not UTF-8 text ({error.reason} {error.object[error.start]:#04x}); save it as csv "
+                            "with the encoding UTF-8") from error
+    except csv.Error as error:
+        raise SnapshotError(f"{path}: cannot be read ({error}); check its quotes") from error
+    except OSError as error:
         raise SnapshotError(f"{path}: cannot be read ({error})") from error
 
 
@@ -103,14 +110,15 @@ def _read(path: Path, time: str | None, features: tuple[str, ...], weights: str 
 def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
               may_lack_times: bool) -> _Columns:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
+        reader = csv.reader(file, strict=True)
         rows = [(reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip()]
-    header = [name.strip() for name in rows[0][1]] if rows else []
+    header = [_name(cell) for cell in rows[0][1]] if rows else []
     if len(rows) < 2:
         raise SnapshotError("the file is empty; a header and one row for each point are needed")
+    _check_header(header)
     missing = [name for name in features if name not in header]
     if missing:
-        raise SnapshotError(f"no column {missing[0]!r}; the columns are {', '.join(header)}")
+        raise SnapshotError(f"no column {missing[0]!r}; the columns are {listed(header)}")
     # A column without a name is the row number that pandas writes.
     named = [name for name in header if name] or header
     only_points = time is None and not {*named} & {*TIME_KEYS} and (not features or {*features} >= {*named})
@@ -121,74 +129,104 @@ def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: 
     if not names:
         raise SnapshotError(f"no column beside the time {header[0]!r}")
     wanted = (*names, *times, *given)
+    columns, uses = Counter(header), Counter(wanted)
     for name in wanted:
-        if header.count(name) > 1:
-            raise SnapshotError(f"the header has {header.count(name)} columns {name!r}; rename them")
-        if wanted.count(name) > 1:
-            raise SnapshotError(f"column {name!r} is named {wanted.count(name)} times among coordinates, time and weights; "
+        if columns[name] > 1:
+            raise SnapshotError(f"the header has {columns[name]} columns {name!r:.60}; rename them")
+        if uses[name] > 1:
+            raise SnapshotError(f"column {name!r:.60} is named {uses[name]} times among coordinates, time and weights; "
                                 "name it once in --features, --time and --weights")
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise SnapshotError(f"line {line} has {len(row)} fields, the header has {len(header)}")
-    advice = dict.fromkeys(names, "choose the columns to use with --features") | dict.fromkeys(
-        times, "times must be numbers") | dict.fromkeys(given, "weights must be numbers")
-    columns = {name: _numbers([(line, row[header.index(name)]) for line, row in rows[1:]], name, advice[name])
-               for name in wanted}
-    return _Columns(np.stack([columns[name] for name in names], 1), columns[times[0]] if times else None, names,
-                    columns[given[0]] if given else None)
+    places = {name: i for i, name in enumerate(header)}
+    values = {name: _numbers([(line, row[places[name]]) for line, row in rows[1:]], name, name in times) for name in wanted}
+    return _Columns(np.stack([values[name] for name in names], 1), values[times[0]] if times else None, names,
+                    values[given[0]] if given else None)
 
 
-def _numbers(cells: list[tuple[int, str]], name: str, advice: str) -> Array:
-    """Numbers from the cells of a column, each with its line in the file, or what to do where there are none."""
+def as_cell(name: str) -> str:
+    """Returns a name as a csv cell that no spreadsheet takes for a formula: one that could be gets an apostrophe."""
+    return f"'{name}" if name.lstrip("'").startswith(FORMULAS) else name
+
+
+def _name(cell: str) -> str:
+    """The name that :func:`as_cell` wrote."""
+    name = cell.strip()
+    return name[1:] if name.startswith("'") and name.lstrip("'").startswith(FORMULAS) else name
+
+
+def _check_header(header: Sequence[str]) -> None:
+    """Refuses a first line that holds no names."""
+    for name in header:
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise SnapshotError(f"the header has a control character in {name!r:.60}; save the file with commas and the "
+                                "encoding UTF-8, or rename the column")
+    if len(header) == 1 and ";" in header[0]:
+        raise SnapshotError("the columns are separated by ';'; save the file with commas, and numbers with a decimal point")
+    # 0, 1, 2, ... are the names that pandas makes up.
+    named = [name for name in header if name]
+    if named and named != [str(i) for i in range(len(named))] and all(_number(name) is not None for name in named):
+        raise SnapshotError(f"the first line holds numbers ({listed(named)}), not names; add a header")
+
+
+def _number(cell: str) -> float | None:
+    try:
+        # Python's own reading of 1_000 is no number elsewhere.
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        return None
+
+
+def _numbers(cells: list[tuple[int, str]], name: str, time: bool) -> Array:
+    """Numbers from the cells of a column, each with its line in the file."""
     values = np.full(len(cells), np.nan)
     for i, (line, cell) in enumerate(cells):
         if cell.strip().lower() not in MISSING:
-            try:
-                values[i] = float(cell)
-            except ValueError:
-                raise SnapshotError(f"column {name!r} is not numeric: line {line} has {cell!r}; {advice}") from None
+            value = _number(cell)
+            if value is None:
+                todo = "choose the columns to use with --features"
+                if time:
+                    todo = "write times as numbers, such as days since the first"
+                elif _number(cell.replace(",", ".")) is not None:
+                    todo = "write numbers with a decimal point"
+                raise SnapshotError(f"column {name!r:.60} is not numeric: line {line} has {cell!r:.60}; {todo}")
+            values[i] = value
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise SnapshotError(f"column {name!r} has missing or infinite values in {len(bad)} rows (lines "
+        raise SnapshotError(f"column {name!r:.60} has missing or infinite values in {len(bad)} rows (lines "
                             f"{listed(cells[i][0] for i in bad)}); drop or impute them")
     return values
 
 
 def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
               may_lack_times: bool) -> _Columns:
-    if not zipfile.is_zipfile(path):
-        raise SnapshotError("not an npz file, or damaged; write one with numpy.savez")
     if len(features) > 1:
         raise SnapshotError(f"--features names the array of points of an npz file, which is one, got {', '.join(features)}")
-    with np.load(path, allow_pickle=False) as file:
-        keys = list(file.files)
+    with Archive(path) as archive:
+        keys = archive.keys
         times = [] if may_lack_times and time is None and len(keys) == 1 else [
             _choose(time, keys, TIME_KEYS, "array", "--time")]
         given = [] if weights is None else [_choose(weights, keys, (), "array", "--weights")]
         rest = [key for key in keys if key not in (*times, *given)]
         wanted = [_choose(features[0] if features else None, rest, POINT_KEYS if times else tuple(rest), "array",
                           "--features"), *times, *given]
-        try:
-            arrays = {key: np.asarray(file[key]) for key in wanted}
-        except ValueError as error:
-            raise SnapshotError(f"array {' or '.join(map(repr, wanted))} holds objects, not numbers ({error})") from error
-    for key, array in arrays.items():
-        if array.dtype.kind not in "fiub":
-            raise SnapshotError(f"array {key!r} is not numeric, its type is {array.dtype}")
+        arrays = {key: archive.array(key) for key in wanted}
     x = arrays[wanted[0]]
     t, w = (arrays[key[0]] if key else None for key in (times, given))
     if x.ndim == 3 and t is not None and t.shape == x.shape[:1]:
         w = w.reshape(-1) if w is not None and w.shape == x.shape[:2] else w
-        x, t = x.reshape(-1, x.shape[-1]), np.repeat(t, x.shape[1])
+        x, t = x.reshape(x.shape[0] * x.shape[1], x.shape[2]), np.repeat(t, x.shape[1])
     return _Columns(x, t, None, w)
 
 
 def _choose(wanted: str | None, present: list[str], usual: tuple[str, ...], kind: str, option: str) -> str:
     if wanted is not None:
         if wanted not in present:
-            raise SnapshotError(f"no {kind} {wanted!r}; there are {', '.join(present) or 'none'}")
+            raise SnapshotError(f"no {kind} {wanted!r}; there are {listed(present) or 'none'}")
         return wanted
     found = [name for name in usual if name in present]
     if not found:
-        raise SnapshotError(f"cannot tell which {kind} to use, name it with {option}; there are {', '.join(present)}")
+        raise SnapshotError(f"cannot tell which {kind} to use, name it with {option}; there are "
+                            f"{listed(present) or 'none'}")
     return found[0]

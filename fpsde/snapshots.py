@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_finite", "check_weights", "listed",
-           "mean_and_variance"]
+__all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_finite", "check_weights", "dense", "floats",
+           "listed", "mean_and_variance"]
 
 Array = NDArray[np.float64]
 
 MIN_POINTS_PER_TIME = 3
 LARGEST = 1e30
+LEAST_SPREAD = 1e-12
 LEAST_GAP = 1e-6
 
 
@@ -49,7 +51,7 @@ class Snapshots:
                 varies, or a weight is negative.
         """
         # Copies: what a DataFrame hands out may be read-only, which torch does not take.
-        x, t = np.array(x, dtype=np.float64), np.array(t, dtype=np.float64)
+        x, t = floats(x, "points").copy(), floats(t, "times").copy()
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
             raise SnapshotError(f"points must have shape (n, d) and times shape (n,), got {x.shape} and {t.shape}")
         if x.shape[1] < 1:
@@ -72,10 +74,7 @@ class Snapshots:
         if given is not None:
             used = given > 0
             x, t, given = x[used], t[used], _of_mean_one(given[used], t[used])
-        spread = np.sqrt(mean_and_variance(x, given)[1])
-        constant = spread <= 1e-12 * np.abs(x).max(0)
-        if constant.any():
-            raise SnapshotError(f"coordinate {names[int(constant.argmax())]!r} never varies; leave it out")
+        _check_spread(x, given, names)
         return cls(x, t, tuple(names), given)
 
     @property
@@ -139,7 +138,7 @@ def check_weights(weights: ArrayLike, n: int) -> Array:
     Raises:
         SnapshotError: if they are not n finite numbers, one is negative, or all are zero.
     """
-    weights = np.asarray(weights, dtype=np.float64)
+    weights = floats(weights, "weights")
     if weights.shape != (n,):
         raise SnapshotError(f"weights must have shape ({n},), one for each point, got {weights.shape}")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
@@ -149,6 +148,39 @@ def check_weights(weights: ArrayLike, n: int) -> Array:
     if not weights.any():
         raise SnapshotError("all weights are zero; at least one must be positive")
     return weights
+
+
+def dense(values: Any) -> Any:
+    """Marks masked entries as missing, and refuses what would lose something as real numbers.
+
+    Raises:
+        SnapshotError: if there are complex numbers, dates or lengths of time.
+    """
+    if isinstance(values, (list, tuple)):
+        values = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.where(np.ma.getmaskarray(values), np.nan, values.data)
+    kind = getattr(getattr(values, "dtype", None), "kind", "")
+    if kind == "c":
+        raise SnapshotError("Complex data not supported; give real numbers")
+    if kind in ("m", "M"):
+        raise SnapshotError("dates and lengths of time have no one unit; give numbers, such as days since the first: "
+                            "(t - t.min()) / np.timedelta64(1, 'D')")
+    return values
+
+
+def floats(values: Any, what: str) -> Array:
+    """Returns an array of float64 from what users hand in.
+
+    Raises:
+        SnapshotError: if it is no array of numbers; it says of what.
+    """
+    try:
+        return np.asarray(dense(values), dtype=np.float64)
+    except SnapshotError as error:
+        raise SnapshotError(f"{what}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise SnapshotError(f"{what} must be an array of numbers, all rows of one length ({error})") from error
 
 
 def mean_and_variance(x: Array, weights: Array | None = None) -> tuple[Array, Array]:
@@ -193,6 +225,21 @@ def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
                             "points")
 
 
+def _check_spread(x: Array, weights: Array | None, names: tuple[str, ...]) -> None:
+    """Refuses coordinates that do not vary, or too little for floating point."""
+    size = np.abs(x).max(0)
+    # Squares of what is far from one would be lost.
+    spread = np.sqrt(mean_and_variance(x / np.where(size > 0, size, 1), weights)[1])
+    place = int((spread > LEAST_SPREAD).argmin())
+    if spread[place] <= LEAST_SPREAD:
+        raise SnapshotError(f"coordinate {names[place]!r} never varies; leave it out" if np.ptp(x[:, place]) == 0 else
+                            f"coordinate {names[place]!r} varies by {spread[place]:.1g} of its size only; subtract what is "
+                            "common to all points, or leave it out")
+    place = int((spread * size).argmin())
+    if spread[place] * size[place] < 1 / LARGEST**2:
+        raise SnapshotError(f"coordinate {names[place]!r} varies by {spread[place] * size[place]:.1g}; change its unit")
+
+
 def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
     """Refuses what is lost in floating point: large values when squared, close times in float32."""
     rows, columns = np.nonzero(np.abs(x) > LARGEST)
@@ -208,7 +255,7 @@ def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
                             "time from first to last; merge times that belong together")
 
 
-def listed(places: Iterable[int]) -> str:
-    """Lists the first five of some places, for a message."""
-    shown = list(map(str, places))
+def listed(places: Iterable[int | str]) -> str:
+    """Lists the first five of some places or names, for a message."""
+    shown = ["".join(letter if letter.isprintable() else "?" for letter in f"{place!s:.40}") for place in places]
     return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")

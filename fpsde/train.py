@@ -129,8 +129,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         average.update_parameters(module)
         if loop.skips.read(step, last=step + 1 == config.steps) >= config.patience:
             raise TrainingError(
-                f"the loss or its gradient was not finite in {loop.skips.longest} steps in a row, the last at step {step + 1}; "
-                "lower the learning rate, look for outliers in the data, or use fewer components")
+                f"the loss or its gradient was not finite in {loop.skips.longest} steps in a row, the last at step "
+                f"{step + 1}; lower the learning rate, look for outliers in the data, or use fewer components")
         if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
             value = score(average.module)
             if value <= loop.best:

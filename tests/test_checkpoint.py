@@ -1,11 +1,14 @@
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file as save_tensors
 
-from fpsde.checkpoint import FORMAT_VERSION, ModelFileError, check_writable, load_file, save_file
+from fpsde import FokkerPlanckSDE
+from fpsde.checkpoint import FORMAT_VERSION, METADATA, ModelFileError, check_writable, digest, load_file, save_file
 
 TENSORS = {"a": torch.randn(3, 2), "b": torch.arange(4.0, dtype=torch.float64)}
 
@@ -101,9 +104,76 @@ def test_foreign_later_and_poisoned_files(tmp_path):
     save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "1"})
     with pytest.raises(ModelFileError, match="fit again"):
         load_file(tmp_path / "m")
-    save_tensors({"a": torch.tensor([float("nan")])}, tmp_path / "m",
-                 {"format": "fpsde-model", "version": str(FORMAT_VERSION), "header": "{}"})
-    with pytest.raises(ModelFileError, match="not usable"):
-        load_file(tmp_path / "m")
+    for version in ("9" * 9999, "٢", "", "2 "):
+        save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": version})
+        with pytest.raises(ModelFileError, match="this fpsde reads 2 and 3; update fpsde"):
+            load_file(tmp_path / "m")
+    poisoned = {"a": torch.tensor([float("nan")])}
+    for version, more in (("2", {}), (str(FORMAT_VERSION), {"digest": digest(poisoned, "{}")})):
+        save_tensors(poisoned, tmp_path / "m", {"format": "fpsde-model", "version": version, "header": "{}", **more})
+        with pytest.raises(ModelFileError, match="not usable"):
+            load_file(tmp_path / "m")
     with pytest.raises(ModelFileError, match="no such file"):
         load_file(tmp_path / "other")
+
+
+def metadata(path):
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()
+
+
+def test_every_changed_byte_is_noticed(tmp_path):
+    """Of the weights, of their names, types and shapes, and of the header; what holds the file together is not covered."""
+    save_file(tmp_path / "m", TENSORS, {"n": 1})
+    content = (tmp_path / "m").read_bytes()
+    for place in range(len(content)):
+        (tmp_path / "m").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
+        try:
+            tensors, header = load_file(tmp_path / "m")
+        except ModelFileError:
+            continue
+        assert header == {"n": 1}
+        assert tensors.keys() == TENSORS.keys()
+        assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"digest": None}, "'digest' is missing"), ({"digest": "0" * 64}, "its content is not what its digest says"),
+    ({"more": "1"}, "'more' is unknown in this version"), ({"header": None}, "'header' is missing"),
+    ({"version": "2"}, "'digest' is unknown in this version"), ({"header": '{"n": 2}'}, "not what its digest says"),
+    ({"header": "[" * 100_000}, "not a model file, or damaged"), ({"header": '{"n": ' + "9" * 9999 + "}"}, "or damaged"),
+    ({"header": " " * (2**24 + 1)}, "its header has more than 16777216 characters")])
+def test_metadata_has_to_be_whole_and_true(change, message, tmp_path):
+    save_file(tmp_path / "m", TENSORS, {"n": 1})
+    changed = {name: value for name, value in {**metadata(tmp_path / "m"), **change}.items() if value is not None}
+    save_tensors(TENSORS, tmp_path / "m", changed)
+    with pytest.raises(ModelFileError, match=message):
+        load_file(tmp_path / "m")
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
+    save_file(tmp_path / "m", TENSORS, {})
+    tensors, _ = load_file(tmp_path / "m")
+    size = (tmp_path / "m").stat().st_size
+    with (tmp_path / "m").open("r+b") as file:
+        file.seek(size // 2)
+        file.write(bytes(size - size // 2))
+    assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+
+
+FILES = sorted((Path(__file__).parent / "data").glob("model_*.fpsde"))
+
+
+def test_there_is_a_file_of_every_format_that_is_read():
+    assert [file.stem.partition("_")[2] for file in FILES] == sorted(METADATA)
+    assert str(FORMAT_VERSION) in METADATA
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_released_formats_keep_loading(file):
+    """Values of the model that was written, at two points."""
+    model, x = FokkerPlanckSDE.load(file, device="cpu"), [[0.0, 0.0], [1.0, -1.0]]
+    assert model.names_ == ("prey", "predator")
+    assert model.drift(x, 0.0) == pytest.approx(np.array([[1.873171, 5.973862], [-0.889016, 2.209724]]), abs=1e-5)
+    assert model.diffusion(x, 0.0) == pytest.approx(np.array([[0.0218871, 0.535963]] * 2), abs=1e-6)
+    assert model.score_samples(x, 0.5) == pytest.approx([-16.367144, -2.150363], abs=1e-5)

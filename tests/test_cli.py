@@ -358,3 +358,38 @@ def test_weights_from_a_column_or_an_array(folder, tmp_path):
     (tmp_path / "bad.csv").write_text((tmp_path / "data.csv").read_text() + "1,2,3,-1\n")
     assert "1 weights are negative, missing or infinite, the first in row 120 (-1)" in refused(
         "fit", tmp_path / "bad.csv", "--weights", "w")
+
+
+def test_names_become_neither_formulas_nor_paths(folder, tmp_path):
+    """Names from data go into cells and figures, and into no path."""
+    text = (folder / "data.csv").read_text().replace("prey,predator", "=1+1,../../up")
+    (tmp_path / "data.csv").write_text(text)
+    result = run("fit", tmp_path / "data.csv", "--time", "day", "-o", tmp_path / "m.fpsde", "--steps", 1, "--components", 1,
+                 "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    result = run("simulate", tmp_path / "m.fpsde", "--start", tmp_path / "data.csv", "--times", "0,1", "--paths", 2, "-o",
+                 tmp_path / "paths.csv", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "paths.csv").read_text().splitlines()[0] == "path,time,'=1+1,../../up"
+    # What was written can be read again, by the same names.
+    result = run("simulate", tmp_path / "m.fpsde", "--start", tmp_path / "paths.csv", "--time", "time", "--times", "0,1", "-o",
+                 tmp_path / "again.npz", "--quiet")
+    assert result.exit_code == 0, result.output
+    result = run("plot", tmp_path / "m.fpsde", tmp_path / "data.csv", "-o", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.npz", "data.csv", "figures", "m.fpsde", "paths.csv"]
+    assert all(p.stem.isalpha() for p in (tmp_path / "figures").iterdir())
+    assert not any(p.name == "up" for p in tmp_path.parent.rglob("up*"))
+
+
+def test_what_no_one_foresaw_is_a_sentence_too(folder, monkeypatch):
+    def broken(path, device="auto"):
+        raise RuntimeError("a bug\nof two lines")
+
+    monkeypatch.setattr(FokkerPlanckSDE, "load", broken)
+    result = run("info", folder / "m.fpsde")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: this is a bug of fpsde, RuntimeError: a bug of two lines; please report it")
+    assert result.output.count("\n") == 1
+    monkeypatch.setenv("FPSDE_TRACEBACK", "1")
+    assert isinstance(run("info", folder / "m.fpsde").exception, RuntimeError)

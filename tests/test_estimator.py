@@ -127,9 +127,9 @@ def weights(name, new):
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda t, h: t.pop("sde.coordinates.scale"), "sde.coordinates.scale is missing"),
     (lambda t, h: t.pop("sde.drift.own"), "sde.drift.own is missing"),
-    (weights("sde.drift.own", lambda v: v.half()), "sde.drift.own is of type torch.float16, expected float32 or float64"),
+    (weights("sde.drift.own", lambda v: v.half()), "'sde.drift.own' is of type F16, expected F32 or F64"),
     (weights("sde.drift.own", lambda v: v.double()), "differ in precision"),
-    (weights("sde.coordinates.scale", lambda v: v.int()), "sde.coordinates.scale is of type torch.int32"),
+    (weights("sde.coordinates.scale", lambda v: v.int()), "'sde.coordinates.scale' is of type I32"),
     (weights("sde.coordinates.scale", lambda v: v > 0), "sde.coordinates.scale is of type torch.bool"),
     (weights("sde.coordinates.scale", lambda v: -v), "the scaling is not usable"),
     (weights("sde.time_step", lambda v: 0 * v), "the scaling is not usable"),

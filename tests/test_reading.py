@@ -112,7 +112,7 @@ def _cut(content):
 def test_damaged_npz(damage, tmp_path, rng):
     np.savez_compressed(tmp_path / "x.npz", X=rng.normal(size=(50, 2)), t=np.repeat([0, 1], 25))
     (tmp_path / "x.npz").write_bytes(damage((tmp_path / "x.npz").read_bytes()))
-    with pytest.raises(SnapshotError, match="x.npz: (not an npz file, or damaged|cannot be read)"):
+    with pytest.raises(SnapshotError, match="x.npz: (not an npz file, or|array 'X' is) damaged"):
         read_snapshots(tmp_path / "x.npz")
 
 

@@ -12,8 +12,8 @@ PACKAGE = Path(fpsde.__file__).parent
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory"],
-    ["conditioner", "coordinates", "covariance", "plane", "reading", "state_file"],
-    ["given", "density", "resume"],
+    ["archive", "conditioner", "coordinates", "covariance", "plane", "state_file"],
+    ["given", "density", "reading", "resume"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],

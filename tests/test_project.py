@@ -1,0 +1,46 @@
+"""What pyproject.toml promises is what the other files of the project say."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED = [*PROJECT["dependencies"], *(p for extra in PROJECT["optional-dependencies"].values() for p in extra)]
+BOUNDS = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in REQUIRED)
+
+
+def pins(name):
+    return dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#"))
+
+
+def numbers(version):
+    return [int(part) for part in version.split(".")]
+
+
+def test_lowest_versions_are_the_bounds():
+    """The tools that only look at the code need no lowest version."""
+    lowest = pins("constraints-lowest.txt")
+    assert lowest.keys() == BOUNDS.keys() - {"POT", "ruff", "mypy"}
+    for name, version in lowest.items():
+        bound = numbers(BOUNDS[name])
+        assert numbers(version)[:len(bound)] == bound
+        assert not any(numbers(version)[len(bound):])
+
+
+def test_pinned_versions_are_within_the_bounds():
+    pinned = pins("constraints.txt")
+    assert pinned.keys() == BOUNDS.keys() - {"POT"}
+    for name, version in pinned.items():
+        assert numbers(version) >= numbers(BOUNDS[name])
+
+
+def test_licences_are_listed():
+    rows = [line.split("|")[1] for line in (ROOT / "docs" / "licences.md").read_text().splitlines() if line.startswith("| ")]
+    assert {name.strip() for row in rows for name in row.split(",")} == {"package", *BOUNDS}
+
+
+def test_ci_runs_every_python_that_is_promised():
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    promised = [line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python :: 3." in line]
+    assert re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", ") == promised
