@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from fpsde.config import IdentificationConfig
-from fpsde.snapshots import SnapshotError, Snapshots
+from fpsde.snapshots import SnapshotError, Snapshots, refuse_dates
 
 __all__ = ["Setting", "check_positive", "fit_config", "positive_places", "times_of", "to_numpy"]
 
@@ -43,7 +43,8 @@ class Setting:
 
 
 def to_numpy(values: Any) -> Any:
-    """Turns torch tensors into numpy arrays and leaves everything else to scikit-learn."""
+    """Turns torch tensors into numpy arrays, refuses dates, and leaves everything else to scikit-learn."""
+    refuse_dates(values)
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
 
 

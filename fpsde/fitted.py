@@ -148,11 +148,11 @@ class FittedModel(DensityMixin, BaseEstimator):
         Outside the data's times the density is held at that of the nearest one, with a warning.
 
         Raises:
-            ValueError: if n is not at least 1 or t not a finite number.
+            ValueError: if n is not a whole number of at least 1 or t not a finite number.
         """
         check_is_fitted(self, "sde_")
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n!r}")
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
         time = times_of(t, 1)
         self._warn_outside("density", time, DENSITY_HELD)
         seed = int(check_random_state(random_state).randint(2**31 - 1))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_finite", "check_weights", "listed",
-           "mean_and_variance"]
+           "mean_and_variance", "refuse_dates"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +48,7 @@ class Snapshots:
                 times, two nearly coincide, a time has fewer than three points of positive weight, a coordinate never
                 varies, or a weight is negative.
         """
+        refuse_dates(t)
         # Copies: what a DataFrame hands out may be read-only, which torch does not take.
         x, t = np.array(x, dtype=np.float64), np.array(t, dtype=np.float64)
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
@@ -131,6 +132,17 @@ class Snapshots:
             held[rng.permutation(rows)[:max(n, 0)]] = True
         complete = all((self.t[held] == time).any() for time in self.times)
         return (self.subset(~held), self.subset(held)) if complete else (self, None)
+
+
+def refuse_dates(values: object) -> None:
+    """Refuses dates and spans between them, which would silently become nanoseconds.
+
+    Raises:
+        SnapshotError: if the values are of such a type.
+    """
+    kind = getattr(values, "dtype", None)
+    if getattr(kind, "kind", "") in ("M", "m"):
+        raise SnapshotError(f"times are dates ({kind}); convert them to numbers, such as days since the first")
 
 
 def check_weights(weights: ArrayLike, n: int) -> Array:
