@@ -39,9 +39,14 @@ class Plane:
         """Vectors (..., d) to those directions."""
         return v if self.dim <= 2 else (v / self.scale) @ self.axes.T
 
-    def limits(self) -> Array:
-        """Range that holds the points but for the outermost few, with a margin, shape (2, k)."""
-        low, high = np.quantile(self.project(self.data.x), [0.002, 0.998], axis=0)
+    def limits(self, *others: Array) -> Array:
+        """Range that holds the points but for the outermost few, with a margin, shape (2, k).
+
+        Arguments:
+            others: projected points that must be in it as well, each of shape (m, k).
+        """
+        ends = np.stack([np.quantile(x, [0.002, 0.998], axis=0) for x in (self.project(self.data.x), *others)])
+        low, high = ends[:, 0].min(0), ends[:, 1].max(0)
         # Nearly all points of a coordinate may be the same.
         width = np.where(high > low, high - low, self.project(self.data.x).std(0))
         return np.stack([low - 0.08 * width, high + 0.08 * width])

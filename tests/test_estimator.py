@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fpsde import FokkerPlanckSDE
+from fpsde import FokkerPlanckSDE, Snapshots
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.snapshots import SnapshotError
 
@@ -185,20 +185,22 @@ def test_fit_leaves_the_global_random_state_alone():
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
-def test_change_of_units_changes_results_only_by_units(drift):
-    """Powers of two change floats exactly, so that the fits agree to round-off."""
-    space, clock, shift = np.array([4.0, 0.25]), 8.0, np.array([64.0, -16.0])
+@pytest.mark.parametrize(("space", "clock", "shift", "start"), [
+    ([4.0, 0.25], 8.0, [64.0, -16.0], 32.0), ([1000.0, 0.003], 0.7, [17.0, -5.0], 3.1)], ids=["exact", "odd"])
+def test_change_of_units_changes_results_only_by_units(space, clock, shift, start, drift):
+    """Powers of two change floats exactly; other factors by round-off in float64, lost in the fit's float32."""
+    space = np.array(space)
+    moved, times = X * space + shift, T * clock + start
     plain = FokkerPlanckSDE(**QUICK, drift=drift).fit(X, T)
-    other = FokkerPlanckSDE(**QUICK, drift=drift).fit(X * space + shift, T * clock + 32)
-    moved = X * space + shift
-    assert np.allclose(other.drift(moved, T * clock + 32), plain.drift(X, T) * space / clock, rtol=1e-3, atol=1e-3)
-    assert np.allclose(other.diffusion(moved, T * clock + 32), plain.diffusion(X, T) * space / np.sqrt(clock), rtol=1e-3,
-                       atol=1e-3)
-    assert np.allclose(other.score_samples(moved, T * clock + 32), plain.score_samples(X, T) - np.log(space).sum(),
-                       atol=1e-3)
-    a = plain.simulate(X[:4], [0, 1.5], random_state=0)
-    b = other.simulate(moved[:4], [32, 44], random_state=0)
-    assert np.allclose(b, a * space + shift, rtol=1e-2, atol=1e-2)
+    other = FokkerPlanckSDE(**QUICK, drift=drift).fit(moved, times)
+    paths = [plain.simulate(X[:4], [0, 1.5], random_state=0),
+             (other.simulate(moved[:4], [start, start + 1.5 * clock], random_state=0) - shift) / space]
+    # Paths are simulated in float32.
+    assert np.abs(paths[0] - paths[1]).max() <= 1e-6 * np.abs(paths[0]).max()
+    for one, two in ((plain.drift(X, T), other.drift(moved, times) / space * clock),
+                     (plain.diffusion(X, T), other.diffusion(moved, times) / space * np.sqrt(clock)),
+                     (plain.score_samples(X, T), other.score_samples(moved, times) + np.log(space).sum())):
+        assert np.abs(one - two).max() <= 1e-9 * np.abs(one).max()
 
 
 def test_known_diffusion_is_kept_in_data_units():
@@ -272,8 +274,15 @@ def test_bad_calls_are_named(model):
     for t in (np.nan, np.inf, [0.0, 1.0]):
         with pytest.raises(ValueError, match="times must be one finite number, got"):
             model.sample(3, t)
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        model.sample(0, 0.5)
+    for n in (0, 5.5):
+        with pytest.raises(ValueError, match=f"n must be a whole number of at least 1, got {n}"):
+            model.sample(n, 0.5)
+    dates = np.array(["2024-01-01", "2024-01-02"], dtype="datetime64[D]")
+    for call in (lambda: model.simulate(X[:3], dates), lambda: model.drift(X[:2], pd.Series(dates)),
+                 lambda: clone(model).fit(X, pd.Series(dates.repeat(120))), lambda: Snapshots.of(X, dates.repeat(120)),
+                 lambda: Snapshots.of(X, dates.repeat(120) - dates[0])):
+        with pytest.raises(ValueError, match="convert them to numbers, such as days since the first"):
+            call()
     with pytest.raises(ValueError, match="or 240 of them, got nan"):
         model.score_samples(X, np.nan)
     with pytest.raises(ValueError, match="time_step"):

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ from fpsde import FokkerPlanckSDE, Snapshots
 from fpsde.checkpoint import ModelFileError
 from fpsde.evaluation import evaluate_steps, format_fit, format_scores
 from fpsde.forecast import Forecast
-from fpsde.plotting import plot_drift, plot_forecast, plot_pairs, save_figures
+from fpsde.plotting import plot_density, plot_drift, plot_forecast, plot_marginals, plot_pairs, save_figures
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
@@ -42,6 +43,31 @@ def test_noise_is_drawn_relative_to_the_spread_of_each_coordinate():
                             device="cpu").fit(x, t)
     dots = plot_drift(model, Snapshots.of(x, t)).axes[1].collections[0]
     assert np.allclose(dots.get_array(), 0.5)
+
+
+def test_panels_hold_the_learned_density(rng):
+    """A density wider than the snapshots it was drawn over: its contours close within the panel."""
+    t = np.repeat([0.0, 1.0, 2.0], 60)
+    narrow = Snapshots.of(np.concatenate([rng.uniform(-0.2, 0.2, (60, 2)), rng.normal(size=(120, 2))]), t)
+    wide = SimpleNamespace(sample=lambda n, t, random_state: 3 * np.random.default_rng(random_state).normal(size=(n, 2)),
+                           score_samples=lambda x, t: -(x**2).sum(1) / 18)
+    for axis in plot_density(wide, narrow).axes:
+        outer = np.concatenate([part.vertices for part in axis.collections[1].get_paths()])
+        assert np.abs(outer).max() == pytest.approx(3 * np.sqrt(2 * np.log(100)), rel=0.02)
+        low, high = np.array([axis.get_xlim(), axis.get_ylim()]).T
+        assert ((outer > low) & (outer < high)).all()
+
+
+def test_marginals_say_the_floor(rng):
+    """Of a model that is right, distance and floor are alike; as many points are compared."""
+    t = np.repeat([0.0, 1.0], 400)
+    data = Snapshots.of(rng.normal(size=(800, 1)) + t[:, None], t)
+    title = plot_marginals(Truth(), data).axes[0].get_title()
+    distance, floor = map(float, re.fullmatch(r"t = 1, \$W_1\$ (\S+) \(floor (\S+)\)", title).groups())
+    assert 0.02 < floor < 0.3
+    assert 0.3 < distance / floor < 3
+    title = plot_marginals(Truth(wander=1.0), data).axes[0].get_title()
+    assert float(title.split()[4]) == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["drift.png", "pairs.png"])

@@ -5,7 +5,7 @@ import torchsde
 from scipy import stats
 
 from fpsde.coordinates import Coordinates
-from fpsde.diffusion import ConstantDiffusion
+from fpsde.diffusion import ConstantDiffusion, StateDiffusion
 from fpsde.hollow import HollowNet
 from fpsde.sde import FittedSDE, FreshIncrements, SimulationError, simulate
 
@@ -144,6 +144,20 @@ def test_time_step_follows_the_fastest_rate():
         sde.drift.readout *= 1000
     sde.choose_time_step(t, z)
     assert float(sde.time_step) < 0.2 * slow
+
+
+def test_simulating_asks_each_net_once_a_step():
+    calls, drift, noise = [], HollowNet(2), StateDiffusion(HollowNet(2), torch.ones(2))
+    sde = FittedSDE(drift, noise, Coordinates(torch.zeros(2), torch.ones(2), torch.tensor([0.0, 1.0])))
+    for name, module in (("drift", drift), ("noise", noise)):
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    counts = []
+    for step in (0.1, 0.05):
+        calls.clear()
+        sde.paths(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([0.0, 1.0]), step, 0)
+        counts.append([calls.count("drift"), calls.count("noise")])
+    # Beside the steps, torchsde calls a few times to see what it has got.
+    assert (np.diff(counts, axis=0) == 10).all()
 
 
 def test_paths_report_within_an_interval():
