@@ -5,6 +5,7 @@ import torch
 from fpsde.config import IdentificationConfig
 from fpsde.identification import _Fit as Fit
 from fpsde.identification import identify
+from fpsde.resume import Course
 from fpsde.snapshots import Snapshots
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def config(drift="autonomous", **options):
 
 
 def test_one_collocation_time_in_each_stratum(data):
-    fit = Fit(data, config(), 0, CPU, None, None)
+    fit = Fit(data, config(), 0, CPU, None, None, Course())
     draws = [fit._collocation(16, 5) for _ in range(20)]
     for t, x in draws:
         assert (16 * t).long().tolist() == list(range(16))
@@ -34,7 +35,7 @@ def test_one_collocation_time_in_each_stratum(data):
 
 
 def test_points_held_out_are_not_trained_on(data):
-    fit = Fit(data, config(held_out=0.2), 0, CPU, None, None)
+    fit = Fit(data, config(held_out=0.2), 0, CPU, None, None, Course())
     for j, x in enumerate(data.groups()):
         kept, held = (batches.group(j)[:, 0].tolist() for batches in (fit.kept, fit.held))
         assert (len(kept), len(held)) == (32, 8)
@@ -56,7 +57,7 @@ def test_curves_are_those_that_a_phase_changes(drift, phases, data):
 
 def test_weight_of_the_residual_grows_until_half_way(data, monkeypatch):
     """Over the steps that follow those of the path alone: by equal factors, then it stays."""
-    fit, calls = Fit(data, config(steps=100, residual_weights=(0.001, 0.1)), 0, CPU, None, None), []
+    fit, calls = Fit(data, config(steps=100, residual_weights=(0.001, 0.1)), 0, CPU, None, None, Course()), []
     monkeypatch.setattr(fit, "_train", lambda steps, groups, draw, score: calls.append((steps, draw)))
     fit.done = 40
     fit.refine_path(0.5)
