@@ -146,7 +146,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not os.path.isfile(path):
-        raise ModelFileError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise ModelFileError(f"{path}: {'a folder, not a file' if os.path.isdir(path) else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
