@@ -122,7 +122,9 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if version != str(FORMAT_VERSION):
                 what = "fit again" if version.isdecimal() and int(version) < FORMAT_VERSION else "update fpsde"
                 raise ModelFileError(f"{path}: model format {version!r}, this fpsde reads {FORMAT_VERSION}; {what}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: where a tensor lies in the file, its address is not a multiple of what sums are taken in, and the last
+            # bit of a product differs from that of the model that was saved.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             header = json.loads(metadata["header"])
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise ModelFileError(f"{path}: not a model file, or damaged ({error})") from error
