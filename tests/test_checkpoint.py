@@ -23,6 +23,12 @@ def test_round_trip(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
 
 
+def test_tensors_lie_in_memory_as_new_ones_do(tmp_path):
+    save_file(tmp_path / "m", {f"part {n}": torch.randn(n) for n in (3, 35, 64)}, {})
+    tensors, _ = load_file(tmp_path / "m")
+    assert all(tensor.data_ptr() % 64 == torch.randn(5).data_ptr() % 64 for tensor in tensors.values())
+
+
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     save_file(tmp_path / "m", TENSORS, {"n": 1})
 
