@@ -187,7 +187,7 @@ def test_messages_use_the_names_of_the_file(folder, tmp_path):
     for arguments in (("fit", tmp_path / "d.csv", "-o", tmp_path / "m"), ("evaluate", tmp_path / "d.csv", "--leave-one-out")):
         assert "coordinate 'b' is said to be positive, but row 0 has -3" in refused(*arguments, "--positive", "all")
     (tmp_path / "words.csv").write_text("day,a\n" + "day0,1\n" * 9)
-    assert "column 'day' is not numeric: line 2 has 'day0'; times must be numbers" in refused("fit", tmp_path / "words.csv")
+    assert "column 'day' is not numeric: line 2 has 'day0'; write times as numbers" in refused("fit", tmp_path / "words.csv")
     for arguments in (("fit", tmp_path), ("info", tmp_path), ("evaluate", folder / "m.fpsde", tmp_path),
                       ("simulate", folder / "m.fpsde", "--start", tmp_path / "no.npz", "--times", "0,1")):
         assert "no such file" in refused(*arguments) or "a folder, not a file" in refused(*arguments)
@@ -198,16 +198,7 @@ def test_messages_use_the_names_of_the_file(folder, tmp_path):
 @pytest.mark.parametrize("want", [lambda: np.empty(2**57), lambda: torch.empty(2**57)])
 def test_too_little_memory_is_one_sentence(want, folder, monkeypatch):
     monkeypatch.setattr(FokkerPlanckSDE, "load", lambda path: want())
-    assert refused("info", folder / "m.fpsde").startswith("Error: out of memory; use fewer points")
-
-
-def test_other_errors_are_not_hidden(folder, monkeypatch):
-    def fail(path):
-        raise RuntimeError("a fault of ours")
-
-    monkeypatch.setattr(FokkerPlanckSDE, "load", fail)
-    with pytest.raises(RuntimeError, match="of ours"):
-        CliRunner().invoke(main, ["info", str(folder / "m.fpsde")], catch_exceptions=False)
+    assert refused("info", folder / "m.fpsde").startswith("Error: not enough memory (")
 
 
 def test_bad_options_are_refused(folder, tmp_path):
