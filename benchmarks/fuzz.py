@@ -256,7 +256,9 @@ def fuzz(name: str, kind: Kind, inputs: int, rng: np.random.Generator, folder: P
     failures: dict[str, bytes] = {}
     largest, begin = 0, time.monotonic()
     for k in range(inputs):
-        content = corpus[rng.integers(len(corpus))]
+        # Half of them from valid files: most of the corpus is beyond reading.
+        pool = corpus if rng.random() < 0.5 else kind.seeds
+        content = pool[rng.integers(len(pool))]
         content = kind.bend(content, rng) if rng.random() < 0.6 else of_bytes(content, rng)
         path.write_bytes(content)
         try:
