@@ -178,8 +178,9 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError("a drift free in time can make up for any growth: with growth use drift='autonomous'")
     counts = np.array([len(x) for x in data.groups()])
     if growth is None and counts.max() > UNEVEN * counts.min():
+        how = "drift='autonomous' and " if drift == "time" else ""
         warnings.warn(f"the number of points at a time varies from {counts.min()} to {counts.max()}, which is taken to say "
-                      "nothing; where points multiply or die, fit with growth='learned', or growth='counts' if these "
+                      f"nothing; where points multiply or die, fit with {how}growth='learned', or growth='counts' if these "
                       "numbers are the size of the population", UserWarning, stacklevel=3)
     return IdentificationConfig(
         n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
