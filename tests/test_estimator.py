@@ -281,7 +281,7 @@ def test_bad_calls_are_named(model):
     for call in (lambda: model.simulate(X[:3], dates), lambda: model.drift(X[:2], pd.Series(dates)),
                  lambda: clone(model).fit(X, pd.Series(dates.repeat(120))), lambda: Snapshots.of(X, dates.repeat(120)),
                  lambda: Snapshots.of(X, dates.repeat(120) - dates[0])):
-        with pytest.raises(ValueError, match="convert them to numbers, such as days since the first"):
+        with pytest.raises(ValueError, match="give numbers, such as days since the first"):
             call()
     with pytest.raises(ValueError, match="or 240 of them, got nan"):
         model.score_samples(X, np.nan)
