@@ -153,7 +153,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         """
         check_is_fitted(self, "sde_")
         if not isinstance(n, (int, np.integer)) or n < 1:
-            raise ValueError(f"n must be at least 1, a whole number, got {n!r}")
+            raise ValueError(f"n must be a whole number of at least 1, got {n!r}")
         time = times_of(t, 1)
         self._warn_outside("density", time, DENSITY_HELD)
         seed = int(check_random_state(random_state).randint(2**31 - 1))

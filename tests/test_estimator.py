@@ -245,7 +245,7 @@ def test_bad_calls_are_named(model):
     for t in (np.nan, np.inf, [0.0, 1.0]):
         with pytest.raises(ValueError, match="times must be one finite number, got"):
             model.sample(3, t)
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
         model.sample(0, 0.5)
     with pytest.raises(ValueError, match="or 240 of them, got nan"):
         model.score_samples(X, np.nan)
