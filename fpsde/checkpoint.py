@@ -162,7 +162,8 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except ModelFileError:
         raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: not a model file, or damaged ({' '.join(str(error).split()):.200})") from error
+        said = "".join(letter if letter.isprintable() else " " for letter in f"{error!s:.200}")
+        raise ModelFileError(f"{path}: not a model file, or damaged ({said})") from error
     if metadata["version"] != "2" and metadata["digest"] != digest(tensors, metadata["header"]):
         raise ModelFileError(f"{path}: damaged, its content is not what its digest says; fetch the file again or fit again")
     if not isinstance(header, dict) or not all(bool(torch.isfinite(v).all()) for v in tensors.values()):

@@ -232,6 +232,14 @@ def test_only_as_often_as_asked(tmp_path, monkeypatch):
     assert numbers == ["state-000001.safetensors", "state-000002.safetensors"]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """A suite in the background may have been started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_saves_where_the_fit_is_and_is_raised(at_save, tmp_path, alone):
     usual = signal.getsignal(signal.SIGINT)
     at_save(5, lambda: signal.raise_signal(signal.SIGINT))
