@@ -15,7 +15,7 @@ def pins(name):
 
 
 def numbers(version):
-    return [int(part) for part in version.split(".")]
+    return [int(part) for part in version.split(".") if part.isdecimal()]
 
 
 def test_lowest_versions_are_the_bounds():
