@@ -7,6 +7,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from fpsde import FokkerPlanckSDE, Snapshots, estimator, read_snapshots
+from fpsde import FokkerPlanckSDE, HollowNet, Snapshots, estimator, read_snapshots
 from fpsde.checkpoint import digest
 from fpsde.cli import main
+from fpsde.projection import ReadoutSolver
 from fpsde.reading import read_start
 
 TABLE = Path(__file__).parents[1] / "docs" / "input.md"
@@ -573,3 +575,21 @@ def test_the_cases_make_what_they_say(tmp_path, model):
     # The same rewriting without a change is no damage.
     (tmp_path / "m.fpsde").write_bytes(parts(lambda header, tensors: None)((tmp_path / "m.fpsde").read_bytes()))
     assert np.array_equal(FokkerPlanckSDE.load(tmp_path / "m.fpsde", device="cpu").drift(frame(X), T), model.drift(frame(X), T))
+
+
+@pytest.mark.slow
+def test_a_thousand_coordinates():
+    """Two gibibytes and some minutes; with normal equations for all readouts it would be 32."""
+    t = np.repeat([0.0, 1.0], 12)
+    x = np.random.default_rng(0).normal(size=(24, 1000)) + t[:, None]
+    wide = FokkerPlanckSDE(**{**QUICK, "n_components": 1}).fit(x, t)
+    assert np.isfinite(wide.drift(x, t)).all()
+    assert np.isfinite(wide.score_samples(x, t)).all()
+
+
+def test_what_is_solved_for_fits_in_memory():
+    for dim, fits in ((2, True), (300, True), (1000, False)):
+        with torch.device("meta"):
+            net = HollowNet(dim, hidden=(4,))
+            fields = SimpleNamespace(drift=net, diffusion=HollowNet(dim, hidden=(4,)))
+        assert ReadoutSolver.fits(fields) is fits
