@@ -47,8 +47,8 @@ class Snapshots:
 
         Raises:
             SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two
-                times, two nearly coincide, a time has fewer than three points of positive weight, a coordinate never
-                varies, or a weight is negative.
+                times, two nearly coincide, a time has fewer than three points of positive weight (or points of less weight
+                than three together), a coordinate never varies, or a weight is negative.
         """
         # Copies: what a DataFrame hands out may be read-only, which torch does not take.
         x, t = floats(x, "points").copy(), floats(t, "times").copy()
@@ -64,16 +64,19 @@ class Snapshots:
             raise SnapshotError(f"snapshots at two or more times are needed, all points (n_samples = {len(t)}) have time "
                                 f"{t[0]:g}" if len(t) else "there are no points")
         counts = np.bincount(place if given is None else place[given > 0], minlength=len(times))
-        if counts.min() < MIN_POINTS_PER_TIME:
-            few = times[counts < MIN_POINTS_PER_TIME]
+        heavy = np.zeros(len(times), dtype=bool) if given is None else np.bincount(place, given) >= MIN_POINTS_PER_TIME
+        few = times[(counts < MIN_POINTS_PER_TIME) & ~heavy]
+        if len(few):
             raise SnapshotError(
                 f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points"
                 f"{'' if given is None else ' of positive weight'}, the first is "
                 f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
         _check_range(x, times, names)
         if given is not None:
-            used = given > 0
-            x, t, given = x[used], t[used], _of_mean_one(given[used], t[used])
+            # Few points of large weight are what they stand for, several points each.
+            copies = np.where(given > 0, np.where(counts < MIN_POINTS_PER_TIME, MIN_POINTS_PER_TIME, 1)[place], 0)
+            x, t, given = (part.repeat(copies, axis=0) for part in (x, t, given))
+            given = _of_mean_one(given, t)
         _check_spread(x, given, names)
         return cls(x, t, tuple(names), given)
 

@@ -24,16 +24,18 @@ QUICK = {"n_components": 2, "max_steps": 12, "hidden": (8,), "random_state": 0, 
 
 
 @parametrize_with_checks([FokkerPlanckSDE(n_components=2, max_steps=3, hidden=(4,), random_state=0)])
+@pytest.mark.filterwarnings("ignore:the number of points at a time varies")
 def test_scikit_learn(estimator, check):
-    if check.func.__name__ == "check_sample_weight_equivalence_on_dense_data":
-        pytest.skip("a time with one point of weight 3: only ratios matter here, so that it counts as one, and is refused")
     check(estimator)
 
 
-def test_a_point_of_large_weight_is_one_point():
-    """What that check of scikit-learn asks for otherwise."""
+@pytest.mark.filterwarnings("ignore:the number of points at a time varies")
+def test_a_point_of_weight_three_is_that_point_three_times():
+    one = np.arange(len(T)) == 60
     with pytest.raises(SnapshotError, match="fewer than 3 points of positive weight, the first is 0.5 with 1"):
-        FokkerPlanckSDE(**QUICK).fit(X, T, np.where(T == 0.5, 3 * (np.arange(len(T)) == 60), 1))
+        FokkerPlanckSDE(**QUICK).fit(X, T, np.where(T == 0.5, 2 * one, 1))
+    weighted = FokkerPlanckSDE(**QUICK).fit(X, T, np.where(T == 0.5, 3 * one, 1))
+    assert np.linalg.norm(weighted.sample(500, 0.5, 1).mean(0) - X[60]) < 0.5
 
 
 @pytest.fixture(scope="module", params=[("time", "state"), ("autonomous", "state"), ("autonomous", "constant"),
