@@ -17,8 +17,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# A file of tests stays in one process, for its models are fitted once.
 quick: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

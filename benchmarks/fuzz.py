@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from fpsde import FokkerPlanckSDE, archive, checkpoint, estimator, model_file, reading, snapshots
-from fpsde.checkpoint import ModelFileError, digest
+from fpsde import FokkerPlanckSDE, archive, assembly, estimator, model_file, reading, snapshots
+from fpsde.files import FileError, digest
 from fpsde.reading import read_snapshots, read_start
 from fpsde.snapshots import SnapshotError
 
@@ -158,7 +158,7 @@ def of_model(content: bytes, rng: np.random.Generator) -> bytes:
     text = json.dumps(header)
     metadata = {**metadata, "header": text}
     if "digest" in metadata:
-        metadata["digest"] = digest({name: torch.as_tensor(np.asarray(v, order="C")) for name, v in tensors.items()}, text)
+        metadata["digest"] = digest(text, {name: torch.as_tensor(np.asarray(v, order="C")) for name, v in tensors.items()})
     return save({name: np.asarray(v, order="C") for name, v in tensors.items()}, metadata)
 
 
@@ -207,9 +207,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
                              data),
         "start csv": Kind(".csv", [text, b"a,b\n1,2\n3,4\n"], read_start, of_rows, SnapshotError, data),
         "npz": Kind(".npz", arrays, read_snapshots, of_arrays, SnapshotError, data),
-        "model file": Kind(".fpsde", models, checkpoint.load_file, of_model, ModelFileError, (checkpoint.__file__,), 0.1),
-        "model": Kind(".fpsde", models, lambda path: FokkerPlanckSDE.load(path, device="cpu"), of_model, ModelFileError,
-                      (checkpoint.__file__, model_file.__file__, estimator.__file__), 0.04),
+        "model file": Kind(".fpsde", models, model_file.load_file, of_model, FileError, (model_file.__file__,), 0.1),
+        "model": Kind(".fpsde", models, lambda path: FokkerPlanckSDE.load(path, device="cpu"), of_model, FileError,
+                      (model_file.__file__, assembly.__file__, estimator.__file__), 0.04),
     }
 
 

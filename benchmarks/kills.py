@@ -26,8 +26,8 @@ from scores import heading, matches, publish
 from systems import System, even, gaussian
 
 from fpsde import FokkerPlanckSDE
-from fpsde.checkpoint import load_file
-from fpsde.resume import saved_states
+from fpsde.checkpoints import saved_states
+from fpsde.model_file import load_file
 from fpsde.state_file import StateFileError, read_state, write_state
 
 PULL = System("pull", lambda x: -x, even(np.array([0.7, 0.5])), gaussian(np.array([2.0, 1.0]), 0.4), 2.0, noise=(0.7, 0.5))

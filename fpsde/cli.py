@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fpsde.arguments import check_positive, positive_places
-from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
+from fpsde.checkpoints import saved_states
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
     DISTANCES,
@@ -32,9 +32,9 @@ from fpsde.evaluation import (
     format_scores,
     leave_one_out,
 )
+from fpsde.files import FileError, check_writable, write_atomically
 from fpsde.interruption import told
 from fpsde.reading import as_cell, read_snapshots, read_start
-from fpsde.resume import saved_states
 from fpsde.sde import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
@@ -62,7 +62,7 @@ def _plain_errors(advice: Callable[[], str] = str) -> Iterator[None]:
             yield
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except (ModelFileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
+        except (FileError, SnapshotError, SimulationError, TrainingError, ValueError, ImportError, OSError) as error:
             _refuse(str(error), 2, error)
         except Exception as error:
             # torch has no class of its own for too little memory on the CPU.

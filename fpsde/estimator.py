@@ -15,17 +15,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from fpsde.arguments import checked, fit_config, to_numpy
-from fpsde.checkpoint import ModelFileError, load_file, save_file
-from fpsde.coordinates import Coordinates
-from fpsde.ensemble import Member, bootstraps
-from fpsde.fingerprint import fingerprint
-from fpsde.fitted import FittedModel
-from fpsde.fokker_planck import FokkerPlanckLoss
-from fpsde.given import Function
-from fpsde.identifiability import Identifiability, identifiability
-from fpsde.identification import Identification, identify
-from fpsde.memory import kept_memory
-from fpsde.model_file import (
+from fpsde.assembly import (
     build_members,
     check_fitted,
     check_functions,
@@ -34,8 +24,19 @@ from fpsde.model_file import (
     plain_parameters,
     reason,
 )
+from fpsde.checkpoints import Checkpoints
+from fpsde.coordinates import Coordinates
+from fpsde.ensemble import Member, bootstraps
+from fpsde.files import FileError
+from fpsde.fingerprint import fingerprint
+from fpsde.fitted import FittedModel
+from fpsde.fokker_planck import FokkerPlanckLoss
+from fpsde.given import Function
+from fpsde.identifiability import Identifiability, identifiability
+from fpsde.identification import Identification, identify
+from fpsde.memory import kept_memory
+from fpsde.model_file import load_file, save_file
 from fpsde.progress import Progress
-from fpsde.resume import Checkpoints
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
@@ -231,7 +232,7 @@ class FokkerPlanckSDE(FittedModel):
         No file holds a function: :meth:`load` takes those that were given to the fit again.
 
         Raises:
-            ModelFileError: if the file cannot be written.
+            FileError: if the file cannot be written.
         """
         check_is_fitted(self, "sde_")
         header, tensors = describe_members(self.members_)
@@ -253,7 +254,7 @@ class FokkerPlanckSDE(FittedModel):
             diffusion: the known diffusion, if the model was fitted with a function.
 
         Raises:
-            ModelFileError: if the file is missing, damaged or not a model, or if a function of the fit is not given.
+            FileError: if the file is missing, damaged or not a model, or if a function of the fit is not given.
         """
         tensors, header = load_file(path)
         functions = {"drift_prior": drift_prior, "diffusion": diffusion}
@@ -274,10 +275,10 @@ class FokkerPlanckSDE(FittedModel):
             model.n_iter_, model.n_features_in_ = model.get_params()["max_steps"], members[0].density.dim
             if fitted["named"]:
                 model.feature_names_in_ = np.array(model.names_, dtype=object)
-        except ModelFileError:
+        except FileError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, ArithmeticError) as error:
-            raise ModelFileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
+            raise FileError(f"{path}: damaged, its parts do not fit together ({reason(error)})") from error
         where = choose_device(device)
         model._set_parts([Member(sde.to(where), density.to(where)) for sde, density in members])
         return model

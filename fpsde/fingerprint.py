@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from fpsde.assembly import plain_parameters
+from fpsde.files import digest
 from fpsde.given import check_function
-from fpsde.model_file import plain_parameters
 from fpsde.snapshots import Snapshots
-from fpsde.state_file import digest
 
 __all__ = ["fingerprint"]
 

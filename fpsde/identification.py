@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.batches import SnapshotBatches
+from fpsde.checkpoints import Course
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
@@ -38,7 +39,6 @@ from fpsde.moments import MomentEquations
 from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
-from fpsde.resume import Course
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots, mean_and_variance
 from fpsde.train import Report, State, TrainConfig, copy_state, train

@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fpsde.checkpoint import ModelFileError, check_writable, write_atomically
+from fpsde.files import FileError, check_writable, write_atomically
 from fpsde.identifiability import LOSS_AT_ENDS, Identifiability
 from fpsde.metrics import halves, wasserstein
 from fpsde.plane import Plane
@@ -292,7 +292,7 @@ def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, se
         seed: of points and noise.
 
     Raises:
-        ModelFileError: if a figure cannot be written; most reasons are found before any is drawn.
+        FileError: if a figure cannot be written; most reasons are found before any is drawn.
     """
     folder = Path(folder)
     figures: dict[str, Callable[[], Figure]] = {
@@ -313,7 +313,7 @@ def _check_folder(folder: Path, names: list[str]) -> None:
     """Finds out before the work, not after it, that figures cannot be written."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
-        raise ModelFileError(f"{folder}: cannot be written ({there} is no folder)")
+        raise FileError(f"{folder}: cannot be written ({there} is no folder)")
     for name in names if there == folder else []:
         check_writable(folder / f"{name}.png")
 

@@ -6,7 +6,6 @@ numbers of any size and the floats bit for bit. A digest over both tells a file 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fpsde.checkpoint import write_atomically
+from fpsde.files import digest, write_atomically
 from fpsde.train import State
 
-__all__ = ["StateFileError", "digest", "read_state", "write_state"]
+__all__ = ["StateFileError", "read_state", "write_state"]
 
 FORMAT = "fpsde-state"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 TENSOR = "tensor at"
 
 
@@ -35,7 +34,7 @@ def write_state(path: Path, state: State) -> None:
     """Writes a state to one file, whole or not at all.
 
     Raises:
-        ModelFileError: if the file cannot be written; nothing is left behind.
+        FileError: if the file cannot be written; nothing is left behind.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_take_out(state, "", tensors))
@@ -65,15 +64,6 @@ def read_state(path: Path) -> State:
     except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise StateFileError(f"{path}: damaged ({error})") from error
     return state
-
-
-def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Returns the SHA-256 of a text and of contiguous tensors on the CPU, with their names and shapes."""
-    found = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} ".encode())
-        found.update(tensors[name].flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def _take_out(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

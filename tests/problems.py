@@ -147,3 +147,11 @@ def double_well_snapshots(n: int, times: np.ndarray, noise: float = 0.6, seed: i
             x = x + double_well_force(x) * step + noise * math.sqrt(step) * rng.standard_normal((n, 2))
         groups.append(x)
     return np.concatenate(groups), np.repeat(times, n)
+
+
+def set_entry(tree, place, value):
+    """Sets an entry of dictionaries in dictionaries, at a place given by its keys with dots."""
+    *keys, last = place.split(".")
+    for key in keys:
+        tree = tree[key]
+    tree[last] = value

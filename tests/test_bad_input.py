@@ -15,13 +15,14 @@ import pytest
 import scipy.sparse
 import torch
 from click.testing import CliRunner
+from problems import set_entry
 from safetensors import safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from fpsde import FokkerPlanckSDE, HollowNet, Snapshots, estimator, read_snapshots
-from fpsde.checkpoint import digest
 from fpsde.cli import main
+from fpsde.files import digest
 from fpsde.projection import ReadoutSolver
 from fpsde.reading import read_start
 
@@ -432,7 +433,7 @@ def parts(change):
         header, tensors = json.loads(json.loads(content[8:8 + size])["__metadata__"]["header"]), load_tensors(content)
         change(header, tensors)
         text = json.dumps(header)
-        return metadata(header=text, digest=digest(tensors, text))(save_tensors(
+        return metadata(header=text, digest=digest(text, tensors))(save_tensors(
             tensors, json.loads(content[8:8 + size])["__metadata__"]))
     return rewrite
 
@@ -450,12 +451,7 @@ def wide_units(header, tensors):
 
 
 def put(place, value):
-    def change(header, tensors):
-        *keys, last = place.split(".")
-        for key in keys:
-            header = header[key]
-        header[last] = value
-    return change
+    return lambda header, tensors: set_entry(header, place, value)
 
 
 def cli(*arguments):

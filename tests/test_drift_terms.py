@@ -14,7 +14,7 @@ from problems import (
 from sklearn.base import clone
 
 from fpsde import FokkerPlanckSDE
-from fpsde.checkpoint import ModelFileError
+from fpsde.files import FileError
 from fpsde.identification import IdentificationConfig, identify
 from fpsde.moments import MomentEquations
 from fpsde.snapshots import Snapshots
@@ -123,12 +123,12 @@ def test_save_and_load(model, tmp_path):
     assert loaded.get_params() == given
     for name in ("drift_prior", "diffusion"):
         if name in functions:
-            with pytest.raises(ModelFileError, match=f"a function as {name}, which no file holds; give it again"):
+            with pytest.raises(FileError, match=f"a function as {name}, which no file holds; give it again"):
                 FokkerPlanckSDE.load(path, "cpu", **{**functions, name: None})
-            with pytest.raises(ModelFileError, match=f"{name} must be the function"):
+            with pytest.raises(FileError, match=f"{name} must be the function"):
                 FokkerPlanckSDE.load(path, "cpu", **{**functions, name: 0.3})
         else:
-            with pytest.raises(ModelFileError, match=f"without a function as {name}; leave {name} out"):
+            with pytest.raises(FileError, match=f"without a function as {name}; leave {name} out"):
                 FokkerPlanckSDE.load(path, "cpu", **{**functions, name: turn})
     if given["drift"] == "gradient":
         assert np.array_equal(loaded.potential(X), model.potential(X))

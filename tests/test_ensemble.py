@@ -10,12 +10,13 @@ from scipy import stats
 from test_density import build
 
 from fpsde import FokkerPlanckSDE, Snapshots
-from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.ensemble import MeanDensity, MeanDiffusion, Member, bootstraps, mean_growth
+from fpsde.files import FileError
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
+from fpsde.model_file import load_file, save_file
 from fpsde.potential import GradientDrift
 from fpsde.sde import FittedSDE
 
@@ -97,7 +98,7 @@ def test_save_and_load(model, tmp_path):
         tensors, header = load_file(path)
         spoil(tensors, header["parts"]["members"])
         save_file(path, tensors, header)
-        with pytest.raises(ModelFileError, match="damaged, its parts do not fit"):
+        with pytest.raises(FileError, match="damaged, its parts do not fit"):
             FokkerPlanckSDE.load(path)
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import torchsde
-from problems import rotating_snapshots
+from problems import rotating_snapshots, set_entry
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fpsde import FokkerPlanckSDE, Snapshots
-from fpsde.checkpoint import ModelFileError, load_file, save_file
+from fpsde.files import FileError
+from fpsde.model_file import load_file, save_file
 from fpsde.snapshots import SnapshotError
 
 X, T = rotating_snapshots(60, np.array([0.0, 0.5, 1.0, 1.5]))
@@ -113,13 +114,7 @@ def saved(tmp_path_factory):
 
 
 def change(place, value):
-    """Changes the header at a place given by its keys with dots."""
-    def spoil(tensors, header):
-        *keys, last = place.split(".")
-        for key in keys:
-            header = header[key]
-        header[last] = value
-    return spoil
+    return lambda tensors, header: set_entry(header, place, value)
 
 
 def weights(name, new):
@@ -164,7 +159,7 @@ def test_parts_that_do_not_fit_together(spoil, message, saved, tmp_path):
     tensors, header = dict(saved[0]), json.loads(json.dumps(saved[1]))
     spoil(tensors, header)
     save_file(tmp_path / "m.fpsde", tensors, header)
-    with pytest.raises(ModelFileError, match=f"m.fpsde: damaged, .*{message}") as caught:
+    with pytest.raises(FileError, match=f"m.fpsde: damaged, .*{message}") as caught:
         FokkerPlanckSDE.load(tmp_path / "m.fpsde")
     assert "\n" not in str(caught.value)
 

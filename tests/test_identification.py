@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from fpsde.checkpoints import Course
 from fpsde.config import IdentificationConfig
 from fpsde.identification import _Fit as Fit
 from fpsde.identification import identify
-from fpsde.resume import Course
 from fpsde.snapshots import Snapshots
 
 CPU = torch.device("cpu")

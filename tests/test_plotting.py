@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
-from fpsde.checkpoint import ModelFileError
 from fpsde.evaluation import evaluate_steps, format_fit, format_scores
+from fpsde.files import FileError
 from fpsde.forecast import Forecast
 from fpsde.plotting import plot_density, plot_drift, plot_forecast, plot_marginals, plot_pairs, save_figures
 
@@ -73,7 +73,7 @@ def test_marginals_say_the_floor(rng):
 @pytest.mark.parametrize("name", ["drift.png", "pairs.png"])
 def test_figures_are_written_all_or_none(name, fitted, tmp_path):
     (tmp_path / name).mkdir()
-    with pytest.raises(ModelFileError, match=f"{name}: cannot be written"):
+    with pytest.raises(FileError, match=f"{name}: cannot be written"):
         save_figures(*fitted, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -86,7 +86,7 @@ def test_a_figure_that_fails_leaves_no_folder(fitted, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"):
         save_figures(*fitted, tmp_path / "figures")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelFileError, match="file is no folder"):
+    with pytest.raises(FileError, match="file is no folder"):
         save_figures(*fitted, tmp_path / "file" / "figures")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

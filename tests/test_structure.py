@@ -10,16 +10,16 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
-    ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
+    ["taylor", "spline", "snapshots", "metrics", "files", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory"],
-    ["archive", "conditioner", "coordinates", "covariance", "plane", "state_file"],
-    ["given", "density", "reading", "resume"],
+    ["archive", "conditioner", "coordinates", "covariance", "model_file", "plane", "state_file"],
+    ["given", "density", "checkpoints", "reading"],
     ["drift"],
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble"],
-    ["config", "readouts", "model_file"],
+    ["config", "readouts", "assembly"],
     ["uncertainty"],
     ["identification", "identifiability", "arguments", "fingerprint"],
     ["fitted"],

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from problems import rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
+from fpsde.checkpoints import CheckpointError, Checkpoints, saved_states
 from fpsde.cli import main
 from fpsde.mixture import initial_path
-from fpsde.resume import CheckpointError, Checkpoints, saved_states
 from fpsde.state_file import read_state, write_state
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
@@ -61,7 +61,7 @@ def at_save(monkeypatch):
             if not left[0]:
                 act()
 
-        monkeypatch.setattr("fpsde.resume.write_state", write)
+        monkeypatch.setattr("fpsde.checkpoints.write_state", write)
     return of
 
 
@@ -227,7 +227,7 @@ def test_what_a_killed_save_has_left_is_removed(at_save, tmp_path):
 
 def test_only_as_often_as_asked(tmp_path, monkeypatch):
     numbers = []
-    monkeypatch.setattr("fpsde.resume.write_state", lambda path, state: numbers.append(path.name))
+    monkeypatch.setattr("fpsde.checkpoints.write_state", lambda path, state: numbers.append(path.name))
     fit(tmp_path, 1e9)
     assert numbers == ["state-000001.safetensors", "state-000002.safetensors"]
 
@@ -258,7 +258,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         raise AssertionError
 
-    monkeypatch.setattr("fpsde.resume.write_state", twice)
+    monkeypatch.setattr("fpsde.checkpoints.write_state", twice)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fpsde.checkpoint import ModelFileError, check_writable
+from fpsde.files import FileError, check_writable
 from fpsde.interruption import Interruption
 from fpsde.state_file import StateFileError, read_state, write_state
 from fpsde.train import State
@@ -151,7 +151,7 @@ class Checkpoints:
         except OSError as error:
             what = error.strerror or error
             raise CheckpointError(f"{self.folder}: no checkpoint can be written there ({what})") from error
-        except ModelFileError as error:
+        except FileError as error:
             raise CheckpointError(f"no checkpoint can be written: {error}") from error
         state = self._read()
         if state is not None:
@@ -203,8 +203,8 @@ class Checkpoints:
             self._number += 1
             for old in saved_states(self.folder)[:-KEPT]:
                 old.unlink(missing_ok=True)
-        except (ModelFileError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, ModelFileError) else error
+        except (FileError, OSError) as error:
+            cause = error.__cause__ if isinstance(error, FileError) else error
             what = os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(error)
             if what not in self._warned:
                 self._warned.add(what)

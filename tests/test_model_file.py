@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file as save_tensors
 
 from fpsde import FokkerPlanckSDE
-from fpsde.checkpoint import FORMAT_VERSION, METADATA, ModelFileError, check_writable, digest, load_file, save_file
+from fpsde.files import FileError, check_writable, digest
+from fpsde.model_file import FORMAT_VERSION, METADATA, load_file, save_file
 
 TENSORS = {"a": torch.randn(3, 2), "b": torch.arange(4.0, dtype=torch.float64)}
 
@@ -36,7 +37,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ModelFileError, match="cannot be written .No space left"):
+    with pytest.raises(FileError, match="cannot be written .No space left"):
         save_file(tmp_path / "m", TENSORS, {"n": 2})
     assert load_file(tmp_path / "m")[1] == {"n": 1}
     assert list(tmp_path.iterdir()) == [tmp_path / "m"]
@@ -44,7 +45,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_not_written(value, tmp_path):
-    with pytest.raises(ModelFileError, match="not written, b is not finite"):
+    with pytest.raises(FileError, match="not written, b is not finite"):
         save_file(tmp_path / "m", {**TENSORS, "b": torch.tensor([1.0, value])}, {})
     assert not list(tmp_path.iterdir())
 
@@ -68,7 +69,7 @@ def test_what_is_no_file_is_left_alone(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "link", "loop"):
         for write in (check_writable, lambda path: save_file(path, TENSORS, {})):
-            with pytest.raises(ModelFileError, match=f"{name}: cannot be written .it is no regular file"):
+            with pytest.raises(FileError, match=f"{name}: cannot be written .it is no regular file"):
                 write(tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
@@ -81,13 +82,13 @@ def test_an_input_is_not_written_over(tmp_path):
     (tmp_path / "link").symlink_to(data)
     os.link(data, tmp_path / "other")
     for name in ("data.csv", "link", "other"):
-        with pytest.raises(ModelFileError, match=f"{name}: not written over .*data.csv, which is read"):
+        with pytest.raises(FileError, match=f"{name}: not written over .*data.csv, which is read"):
             check_writable(tmp_path / name, tmp_path / "no file", data)
     check_writable(tmp_path / "new", tmp_path / "no file", data)
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(ModelFileError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         save_file(tmp_path / "no" / "m", TENSORS, {})
 
 
@@ -96,30 +97,30 @@ def test_no_folder(tmp_path):
 def test_damaged_file(damage, tmp_path):
     save_file(tmp_path / "m", TENSORS, {})
     (tmp_path / "m").write_bytes(damage((tmp_path / "m").read_bytes()))
-    with pytest.raises(ModelFileError, match="not a model file, or damaged"):
+    with pytest.raises(FileError, match="not a model file, or damaged"):
         load_file(tmp_path / "m")
 
 
 def test_foreign_later_and_poisoned_files(tmp_path):
     save_tensors(TENSORS, tmp_path / "m")
-    with pytest.raises(ModelFileError, match="not a model file of fpsde"):
+    with pytest.raises(FileError, match="not a model file of fpsde"):
         load_file(tmp_path / "m")
     save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "99"})
-    with pytest.raises(ModelFileError, match="update fpsde"):
+    with pytest.raises(FileError, match="update fpsde"):
         load_file(tmp_path / "m")
     save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": "1"})
-    with pytest.raises(ModelFileError, match="fit again"):
+    with pytest.raises(FileError, match="fit again"):
         load_file(tmp_path / "m")
     for version in ("9" * 9999, "٢", "", "2 "):
         save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": version})
-        with pytest.raises(ModelFileError, match="this fpsde reads 2 and 3; update fpsde"):
+        with pytest.raises(FileError, match="this fpsde reads 2 and 3; update fpsde"):
             load_file(tmp_path / "m")
     poisoned = {"a": torch.tensor([float("nan")])}
-    for version, more in (("2", {}), (str(FORMAT_VERSION), {"digest": digest(poisoned, "{}")})):
+    for version, more in (("2", {}), (str(FORMAT_VERSION), {"digest": digest("{}", poisoned)})):
         save_tensors(poisoned, tmp_path / "m", {"format": "fpsde-model", "version": version, "header": "{}", **more})
-        with pytest.raises(ModelFileError, match="not usable"):
+        with pytest.raises(FileError, match="not usable"):
             load_file(tmp_path / "m")
-    with pytest.raises(ModelFileError, match="no such file"):
+    with pytest.raises(FileError, match="no such file"):
         load_file(tmp_path / "other")
 
 
@@ -136,7 +137,7 @@ def test_every_changed_byte_is_noticed(tmp_path):
         (tmp_path / "m").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1:])
         try:
             tensors, header = load_file(tmp_path / "m")
-        except ModelFileError:
+        except FileError:
             continue
         assert header == {"n": 1}
         assert tensors.keys() == TENSORS.keys()
@@ -153,7 +154,7 @@ def test_metadata_has_to_be_whole_and_true(change, message, tmp_path):
     save_file(tmp_path / "m", TENSORS, {"n": 1})
     changed = {name: value for name, value in {**metadata(tmp_path / "m"), **change}.items() if value is not None}
     save_tensors(TENSORS, tmp_path / "m", changed)
-    with pytest.raises(ModelFileError, match=message):
+    with pytest.raises(FileError, match=message):
         load_file(tmp_path / "m")
 
 
