@@ -69,6 +69,11 @@ class AbstractCovariance(nn.Module):
             The squares of Mahalanobis' distance, shape (M, N, K), and log det of the covariance, shape (M, K).
         """
 
+    @property
+    @abstractmethod
+    def noise_size(self) -> int:
+        """Number of columns r of the factors that :meth:`root` returns."""
+
     @abstractmethod
     def root(self, basis: Tensor) -> Tensor:
         """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
@@ -129,6 +134,10 @@ class FullCovariance(AbstractCovariance):
         centres = (inverse @ means[..., None])[..., 0].mT.flatten(1)
         z = torch.baddbmm(-centres[:, None], x, columns)
         return z.square().unflatten(-1, (x.shape[-1], -1)).sum(-2), log_det
+
+    @property
+    def noise_size(self) -> int:
+        return self.factors.shape[-2]
 
     def root(self, basis: Tensor) -> Tensor:
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
@@ -205,6 +214,10 @@ class LowRankCovariance(AbstractCovariance):
         squares = x.square() @ (1 / delta).mT - 2 * x @ precise.mT + (means * precise).sum(-1)[:, None]
         along = torch.einsum("mnd,mkdr->mnkr", x, w) - torch.einsum("mkd,mkdr->mkr", means, w)[:, None]
         return squares - along.square().sum(-1), log_det
+
+    @property
+    def noise_size(self) -> int:
+        return self.factors.shape[-2] + self.factors.shape[-1]
 
     def root(self, basis: Tensor) -> Tensor:
         rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])

@@ -158,6 +158,26 @@ class GaussianMixturePath(AbstractDensity):
         chosen = torch.searchsorted(steps, uniform[..., 0].contiguous()).clamp_max(self.n_components - 1)
         return self._place(basis, roots, chosen, torch.special.ndtri(uniform[..., 1:]).to(basis))
 
+    @property
+    def noise_size(self) -> int:
+        """Number of standard normal variables that make one draw of a component."""
+        return self.covariance.noise_size
+
+    def draws(self, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Places points so that a gradient goes through them, the same number for each component.
+
+        Arguments:
+            t: times, shape (M,).
+            noise: standard normal, shape (M, N, `noise_size`).
+
+        Returns:
+            The points, shape (M, K N, d), and what each counts in a mean, shape (M, K N).
+        """
+        basis, rate = self.basis(t)
+        points = self._means(basis)[:, :, None] + noise[:, None] @ self.covariance.root(basis).mT
+        shares = self._weights(basis, rate)[0].exp() / noise.shape[1]
+        return points.flatten(1, 2), shares.repeat_interleave(noise.shape[1], -1)
+
     def _place(self, basis: Tensor, roots: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
         rows = torch.arange(len(basis), device=basis.device)[:, None]
         # A root for every point is too much at once in many dimensions.

@@ -96,8 +96,6 @@ class LossWeights(NamedTuple):
     """Of E |q|^2."""
     drift_energy: float = 0.0
     """Of E |f|^2, known terms left out, which chooses among drifts that the marginals cannot tell apart."""
-    path_energy: float = 0.0
-    """Of the kinetic energy of the density's parts, which chooses the path between snapshots."""
 
 
 class LossTerms(NamedTuple):
@@ -144,10 +142,6 @@ class FokkerPlanckLoss(nn.Module):
         if not any(weights):
             return LossTerms(-likelihood, likelihood, torch.zeros_like(likelihood))
         loss = -likelihood
-        if weights.path_energy:
-            loss = loss + weights.path_energy * self.density.kinetic_energy(t_inside).mean()
-        if not (weights.residual or weights.velocity or weights.drift_energy):
-            return LossTerms(loss, likelihood, torch.zeros_like(likelihood))
         terms = self.density.terms(t_inside, x_inside)
         if not self.guides_density:
             terms = DensityTerms(*(term.detach() for term in terms))

@@ -36,6 +36,7 @@ from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations
+from fpsde.path import PathLoss
 from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
@@ -212,14 +213,16 @@ class _Fit:
         return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
-        """Trains the density alone, by likelihood and, for a drift free in time, least kinetic energy."""
-        weights = LossWeights(0.0, 0.0, 0.0, self.config.path_energy if self.config.drift == "time" else 0.0)
+        """Trains the density alone: by likelihood and, for a drift free in time, by what chooses the path in between."""
+        chosen = (self.config.path_energy, self.config.path_pooling) if self.config.drift == "time" else ()
+        loss = PathLoss(self.density, self.t, *chosen)
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(PATH_TIMES, 1), weights
+            noise = torch.randn(PATH_TIMES, 1, self.density.noise_size, generator=self.generator, device=self.device)
+            return *self.kept.draw(self.t, self.config.points), self._times(PATH_TIMES), torch.cat([noise, -noise], 1)
 
-        self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
-                    lambda model: -self._likelihood(model.density))
+        self._train(loss, round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
+                    lambda loss: -self._likelihood(loss.density))
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -268,14 +271,14 @@ class _Fit:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
             return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
 
-        self._train(steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
+        self._train(self.model, steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
     def train_nets(self) -> None:
         """Trains the nets to follow a fixed path: by its velocity, its residual and least kinetic energy of the drift."""
         steps = self.config.steps - self.done
         inner, readouts = self._net_parameters()
         groups = [{"params": inner + ([] if self.solves else readouts), "lr": 0.25 * self.config.learning_rate}]
-        weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy, 0.0)
+        weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
 
         def draw(step: int) -> tuple[Any, ...]:
@@ -294,7 +297,7 @@ class _Fit:
 
         for parameter in self.density.parameters():
             parameter.requires_grad_(False)
-        self._train(steps, groups, draw, score, before, solver)
+        self._train(self.model, steps, groups, draw, score, before, solver)
 
     def polish(self) -> None:
         """Solves for the readouts under the final density, on many points."""
@@ -328,17 +331,19 @@ class _Fit:
 
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
         """Stratified random times and points drawn from the density at each."""
-        m, n = n_times or self.config.collocation[0], n_points or self.config.collocation[1]
-        shift = torch.rand(m, generator=self.generator, device=self.device)
-        t = (torch.arange(m, device=self.device) + shift) / m
-        return t, self.density.sample(t, n, self.generator)
+        t = self._times(n_times or self.config.collocation[0])
+        return t, self.density.sample(t, n_points or self.config.collocation[1], self.generator)
+
+    def _times(self, n: int) -> Tensor:
+        shift = torch.rand(n, generator=self.generator, device=self.device)
+        return (torch.arange(n, device=self.device) + shift) / n
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:
         return float(torch.stack([self.held.mean(j, density.log_prob(self.t[j:j + 1], self.held.group(j)[None])[0])
                                   for j in range(len(self.t))]).mean())
 
-    def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
+    def _train(self, module: nn.Module, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
                score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None,
                solver: ReadoutSolver | None = None) -> None:
         if steps < 1:
@@ -352,7 +357,7 @@ class _Fit:
                 values = self._curves(terms, learned)
                 self.history.append({"step": float(first + state.step), **values})
             if self.report is not None:
-                self.report(_of_whole_fit(state, first + state.step, self.config.steps, values))
+                self.report(state._replace(step=first + state.step, steps=self.config.steps, values=values))
 
         def offer(loop: Callable[[], State]) -> None:
             self.course.offer(lambda: {
@@ -367,8 +372,8 @@ class _Fit:
                 solver.restore(saved["solver"])
             saved = saved["training"]
         config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
-        result = train(self.model, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved)
-        self.model.load_state_dict(result.state)
+        result = train(module, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved)
+        module.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped
 
@@ -383,10 +388,6 @@ class _Fit:
             values["residual"] = float(terms.residual)
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
         return values
-
-
-def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float]) -> Report:
-    return report._replace(step=step, steps=steps, values=values)
 
 
 @torch.no_grad()

@@ -193,6 +193,22 @@ def test_components_cannot_shrink_onto_points(rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_draws_have_the_law_of_the_density(kind):
+    path = build(2, 3, kind)
+    t = torch.tensor([0.3], dtype=torch.float64)
+    noise = torch.randn(1, 20_000, path.noise_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x, weights = path.draws(t, noise)
+    assert weights.sum().item() == pytest.approx(1)
+    other = path.sample(t, 60_000, torch.Generator().manual_seed(2))[0]
+    mean = weights[0] @ x[0]
+    centred = x[0] - mean
+    deviation = other.std(0)
+    assert ((mean - other.mean(0)).abs() < 6 * deviation / math.sqrt(20_000)).all()
+    assert torch.allclose((centred.mT * weights[0]) @ centred, other.T.cov(), atol=0.1 * float(deviation.max()) ** 2)
+    assert torch.autograd.grad(mean.sum(), path.means)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinetic_energy_is_that_of_the_components(kind):
     """By sampling: every component's own points at its own velocity."""
     path, t = build(2, 3, kind, constant_weights=True), torch.tensor([0.3, 0.8], dtype=torch.float64)

@@ -18,7 +18,7 @@ LAYERS = [
     ["growth", "hollow", "potential"],
     ["diffusion", "mixture"],
     ["sde", "fokker_planck"],
-    ["projection", "moments", "ensemble"],
+    ["projection", "moments", "ensemble", "path"],
     ["config", "readouts", "assembly"],
     ["uncertainty"],
     ["identification", "identifiability", "arguments", "fingerprint"],
