@@ -169,6 +169,7 @@ def plot_learning(model: FokkerPlanckSDE) -> Figure:
             # A batch is a noisy sample of the points; the mean of ten shows where it goes.
             axis.plot(steps[9:], np.convolve(values, np.full(10, 0.1), "valid"), color=INK, lw=1.6)
         axis.set(xlabel="step", ylabel=label, yscale=scale)
+        axis.tick_params(which="both", labelsize=8)
     return figure
 
 
