@@ -30,7 +30,7 @@ class IdentificationConfig:
             data where drift and noise are rough.
         net_residual: weight of the residual for a drift free in time.
         path_energy: weight of the path's kinetic energy for a drift free in time; 0.01 draws the path away from the
-            snapshots themselves.
+            snapshots themselves, 0.003 already slows what turns.
         path_pooling: weight, for a drift free in time, of the path's relative entropy to the pooled law of all snapshots.
         drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
         ridge: weights of the squared readouts.
@@ -53,8 +53,8 @@ class IdentificationConfig:
     net_share: float = 0.2
     residual_weights: tuple[float, float] = (0.003, 0.03)
     net_residual: float = 0.03
-    path_energy: float = 3e-3
-    path_pooling: float = 3e-2
+    path_energy: float = 1e-3
+    path_pooling: float = 2e-2
     drift_energy: float = 1e-2
     ridge: Ridge = Ridge()
     points: int = 2048
