@@ -11,8 +11,8 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
-     "field", "forecast", "interruption", "memory"],
-    ["archive", "conditioner", "coordinates", "covariance", "plane", "state_file"],
+     "field", "forecast", "interruption", "memory", "simulation"],
+    ["archive", "conditioner", "coordinates", "covariance", "paths_file", "plane", "state_file"],
     ["given", "density", "reading", "resume"],
     ["drift"],
     ["growth", "hollow", "potential"],
