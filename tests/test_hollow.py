@@ -163,15 +163,21 @@ def test_shapes_and_broadcasting_of_time(device):
     assert torch.allclose(grid[2], net(t[2], x[2]))
 
 
+@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("hidden", [(6, 5), (6,)])
 @pytest.mark.parametrize("dim", [1, 3])
-def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, device, close):
-    net = build(dim, "leave-one-out", device)
+def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, hidden, linear, terms, device, close):
+    net = build(dim, "leave-one-out", device, hidden=hidden, linear=linear)
     t, x = points(dim, device, n=6)
-    operator = [torch.randn_like(x) for _ in range(3)]
-    f, slope, bend = net.derivatives(t, x, 2)
-    expected = operator[0] * f + operator[1] * slope + operator[2] * bend
-    result = (net.columns(t, x, operator) * net.get_readout()[:, None]).sum(-1).T
-    close(result, expected, 1e-12)
+    operator = [torch.randn_like(x) for _ in range(terms)]
+    expected = sum(c * d for c, d in zip(operator, net.derivatives(t, x, 2), strict=False))
+    readout = net.get_readout()
+    assert readout.shape == (dim, hidden[-1] + linear * dim + 1)
+    close((net.columns(t, x, operator) * readout[:, None]).sum(-1).T, expected, 1e-12)
+    before = net(t, x)
+    net.set_readout(2 * readout)
+    close(net(t, x), 2 * before, 1e-12)
 
 
 def test_reverse_mode_without_gradient_leaves_no_graph(device):
