@@ -39,7 +39,7 @@ TESTS = {
     "taylor": ["test_taylor.py", "test_precision.py::test_activations_where_they_saturate",
                "test_precision.py::test_the_small_side_of_the_positive_activations_has_all_digits"],
     "hollow": ["test_hollow.py", "test_precision.py::test_derivatives_of_a_deeper_net"],
-    "fokker_planck": ["test_fokker_planck.py", "test_growth.py"],
+    "fokker_planck": ["test_fokker_planck.py"],
 }
 # What only repeats in more dimensions, and costs most.
 LEFT_OUT = "not 33 and not test_high_orders and not test_modes_agree_in_float32"

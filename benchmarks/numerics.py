@@ -103,7 +103,8 @@ ROWS = [
 ]
 
 
-def drawn_in_single(*shape: Any, dtype: torch.dtype | None = None, _draw: Any = torch.randn, **options: Any) -> torch.Tensor:
+def drawn_in_single(*shape: Any, dtype: torch.dtype | None = None, _draw: Any = torch.randn,
+                    **options: Any) -> torch.Tensor:
     """Draws the same numbers whatever the precision that is asked for."""
     return _draw(*shape, **options).to(dtype or torch.get_default_dtype())
 
@@ -128,8 +129,10 @@ def log_likelihood(row: Hard, drift: str, dtype: str, steps: int, points: int) -
     begin, settings = time.process_time(), dict(row.settings)
     fit = mock.patch.object(identification, "_Fit", DoubleFit) if dtype == "float64" else nullcontext()
     with fit, mock.patch.object(torch, "randn", drawn_in_single):
-        model = FokkerPlanckSDE(4, drift=drift, hidden=(16,), max_steps=steps, random_state=0, device="cpu", **settings).fit(x, t)
+        model = FokkerPlanckSDE(4, drift=drift, hidden=(16,), max_steps=steps, random_state=0, device="cpu",
+                                **settings).fit(x, t)
     taken = time.process_time() - begin
+    assert next(model.sde_.drift.parameters()).dtype == getattr(torch, dtype)
     # Paths from the fit too must be numbers.
     ends = model.simulate(x[t == t.min()][:100], [t.min(), t.max()], random_state=0)
     if not (np.isfinite(ends).all() and np.isfinite(model.drift(x, t)).all() and np.isfinite(model.diffusion(x, t)).all()):
