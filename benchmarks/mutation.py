@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -37,6 +38,7 @@ import scipy.stats  # noqa: F401
 import sklearn.cluster
 import sklearn.utils.validation  # noqa: F401
 import torch
+import torch._decomp.decompositions_for_jvp
 import torch.optim.swa_utils
 import torchsde  # noqa: F401
 import tqdm  # noqa: F401
@@ -161,6 +163,7 @@ def survives(module: str, mutant: Mutant | None, seconds: float) -> bool:
                 os.dup2(null.fileno(), 2)
             tests = [str(ROOT / "tests" / name) for name in TESTS[module]]
             code = pytest.main(["-x", "-q", "-k", LEFT_OUT, *("-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
+                                *("-p", "no:unraisableexception"),
                                 "--no-header", "--tb=no", "--assert=plain", *tests])
         except BaseException:
             code = 1
@@ -187,6 +190,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     sys.path.insert(0, str(ROOT))
     sys.path.insert(1, str(ROOT / "tests"))
+    # What the collector does not look at, a process need not copy.
+    gc.freeze()
     assert not any(name.split(".")[0] == "fpsde" for name in sys.modules)
     lines, alive = [], []
     for module in arguments.modules.split(","):

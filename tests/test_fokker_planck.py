@@ -140,6 +140,10 @@ class Known(HollowNet):
         return 0.5 * self(t, x)
 
 
+def test_usually_the_residual_alone_has_weight():
+    assert LossWeights() == (1.0, 0.0, 0.0, 0.0)
+
+
 WEIGHTS = [LossWeights(), LossWeights(0.0), *(LossWeights(0.0)._replace(**{name: 0.7}) for name in LossWeights._fields),
            LossWeights(0.3, 0.5, 0.7, 0.9), LossWeights(0.0, 0.5, 0.7), LossWeights(0.0, 0.0, 0.7, 0.9)]
 
