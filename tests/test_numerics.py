@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
-QUICK = ["scales 1e-8 and 1e8", "offset of 1e8 standard deviations", "Cauchy, clipped at 1e4"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:the number of points")
 
@@ -28,9 +27,9 @@ def differ(numerics, row, drift, steps, points):
     return numerics.apart(*found, row.snapshots(0, 4)[0].shape[1])
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_float32_is_as_good_as_float64(name, numerics):
-    row, = (row for row in numerics.ROWS if row.name == name)
+def test_float32_is_as_good_as_float64(numerics):
+    """One of them as a token; the others take minutes."""
+    row, = (row for row in numerics.ROWS if row.name == "offset of 1e8 standard deviations")
     assert differ(numerics, row, "time", 6, 40) < 0.05
 
 

@@ -76,20 +76,20 @@ def test_derivatives_of_a_net(kind, activation):
     """D^n f_i is a sum of w own^n act^(n)(z): each is known to the round-off of the terms that z is summed from."""
     net, size = scaled_net(kind, activation)
     reference, t = exact.Net(net), 0.37
-    for point in ([size, -0.7 * size], [-0.2 * size, size], [size, size]):
-        x = torch.tensor([point], dtype=torch.float64)
-        taylor, reverse = (net.derivatives(torch.tensor(t, dtype=torch.float64), x, 3, mode) for mode in ("taylor", "reverse"))
-        features = 3 * size if activation in ("softplus", "silu") else 3
-        for i in range(2):
-            own, readout = net.own[i, 0].abs(), net.readout[i].abs()
-            summed = 10 + size * own.max() + net.shifts[0][i].abs().max() + net.others[i].abs().max() * features
-            line = exact.along(lambda y, i=i: reference.coordinate(i, mp.mpf(t), y), exact.numbers(x[0]), i)
-            for n in range(4):
-                reach = (readout * own**n).sum() * (summed if n == 0 and activation in ("softplus", "silu") else 1)
-                linear = {0: (net.matrix[i].abs() * x[0].abs()).sum() + net.offset[i].abs(), 1: net.matrix[i, i].abs()}.get(n, 0)
-                expected = exact.derivative(line, mp.mpf(point[i]), n)
-                for result in (taylor, reverse):
-                    assert apart([result[n][0, i]], [expected]) <= 4 * UNIT * float((summed * reach + linear).detach())
+    point = [size, -0.7 * size]
+    x = torch.tensor([point], dtype=torch.float64)
+    taylor, reverse = (net.derivatives(torch.tensor(t, dtype=torch.float64), x, 3, mode) for mode in ("taylor", "reverse"))
+    features = 3 * size if activation in ("softplus", "silu") else 3
+    for i in range(2):
+        own, readout = net.own[i, 0].abs(), net.readout[i].abs()
+        summed = 10 + size * own.max() + net.shifts[0][i].abs().max() + net.others[i].abs().max() * features
+        line = exact.along(lambda y, i=i: reference.coordinate(i, mp.mpf(t), y), exact.numbers(x[0]), i)
+        for n in range(4):
+            reach = (readout * own**n).sum() * (summed if n == 0 and activation in ("softplus", "silu") else 1)
+            linear = {0: (net.matrix[i].abs() * x[0].abs()).sum() + net.offset[i].abs(), 1: net.matrix[i, i].abs()}.get(n, 0)
+            expected = exact.derivative(line, mp.mpf(point[i]), n)
+            for result in (taylor, reverse):
+                assert apart([result[n][0, i]], [expected]) <= 4 * UNIT * float((summed * reach + linear).detach())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
