@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint types quick slow gpu benchmark clean
+.PHONY: demo test lint types quick slow gpu coverage benchmark sbom clean
 
 demo: $(READY)
 	$(BIN)/python examples/lotka_volterra.py
@@ -27,6 +27,13 @@ slow: $(READY)
 gpu: $(READY)
 	$(BIN)/python -m pytest -m 'not slow' --device cuda
 
+coverage: $(READY)
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+sbom: $(READY)
+	$(BIN)/python .ci/sbom.py
+
 benchmark: $(READY)
 	$(BIN)/python benchmarks/recovery.py
 
@@ -38,4 +45,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

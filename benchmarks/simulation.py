@@ -25,7 +25,8 @@ from fpsde.coordinates import Coordinates
 from fpsde.diffusion import StateDiffusion
 from fpsde.hollow import HollowNet
 from fpsde.memory import kept_memory
-from fpsde.sde import BLOCK, FittedSDE
+from fpsde.sde import FittedSDE
+from fpsde.simulation import BLOCK
 
 OUTPUTS = 21
 

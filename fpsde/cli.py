@@ -35,7 +35,7 @@ from fpsde.evaluation import (
 from fpsde.files import FileError, check_writable, write_atomically
 from fpsde.interruption import told
 from fpsde.reading import as_cell, read_snapshots, read_start
-from fpsde.sde import SimulationError
+from fpsde.simulation import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
 from fpsde.train import TrainingError
 
@@ -161,7 +161,8 @@ def _how_to_go_on(checkpoint: str | None) -> str:
               "or all if it holds nothing but points.")
 @click.option("--time", help="Column or array with the times in the start file.")
 @click.option("--times", required=True, help="FIRST:LAST:STEP, or times with commas.")
-@click.option("-o", "--output", default="paths.npz", show_default=True, help="npz with times and paths (k, n, d), or csv.")
+@click.option("-o", "--output", default="paths.npz", show_default=True, help="npz with times and paths (k, n, d), csv, or "
+              "npy: the paths alone, written as they are made, whatever their number.")
 @click.option("--paths", type=click.IntRange(1), help="Number of paths, as many as start points if left out.")
 @click.option("--step", type=float, help="Largest time step, chosen from the model if left out.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the noise.")
@@ -174,13 +175,15 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
         x = _by_names(fitted, start, lambda names: read_start(start, time, names))
         _check_dim(fitted, start, x.shape[1])
         check_writable(output, model, start)
-        if Path(output).suffix.lower() not in (".npz", ".csv"):
-            raise ValueError(f"{output}: unknown format, use a name that ends in .npz or .csv")
+        suffix = Path(output).suffix.lower()
+        if suffix not in (".npz", ".npy", ".csv"):
+            raise ValueError(f"{output}: unknown format, use a name that ends in .npz, .npy or .csv")
         if paths is not None:
             x = x[np.random.default_rng(seed).choice(len(x), paths, replace=paths > len(x))]
         result = fitted.simulate(x, wanted, time_step=step, random_state=seed,
-                                 verbose=0 if quiet else 1)
-        _write_paths(output, wanted, result, fitted.names_)
+                                 verbose=0 if quiet else 1, out=output if suffix == ".npy" else None)
+        if suffix != ".npy":
+            _write_paths(output, wanted, result, fitted.names_)
         click.echo(f"Wrote {result.shape[1]} paths at {len(wanted)} times to {output}")
 
 

@@ -153,7 +153,7 @@ class MeanDensity(AbstractDensity):
         score = (each * scores).sum(0)
         return DensityTerms(
             log_prob=log_probs.logsumexp(0) - math.log(len(self._members)), time_derivative=(share * rates).sum(0),
-            score=score, curvature=(each * (bends + scores * scores)).sum(0) - score * score,
+            score=score, curvature=(each * (bends + (scores - score).square())).sum(0),
             velocity=(each * velocities).sum(0))
 
     def sample(self, t: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:

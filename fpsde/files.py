@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-__all__ = ["FileError", "check_writable", "digest", "write_atomically"]
+__all__ = ["FileError", "check_writable", "digest", "write_atomically", "written_atomically"]
 
 
 class FileError(ValueError):
@@ -46,29 +47,36 @@ def check_writable(path: str | Path, *inputs: str | Path) -> None:
         raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file beside its place, flushes it to disk and renames it; of a link, what it points to.
+@contextmanager
+def written_atomically(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file beside its place; flushed, it takes its name when the block is left; of a link, what it points to.
 
     Raises:
-        FileError: if that fails, or if there is something else than a file; nothing is left behind.
+        FileError: if that fails, or if there is something else than a file; after any error nothing is left behind.
     """
-    temporary = None
     try:
         target = _target(path)
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
         _flush_folder(target.parent)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise FileError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all, as :func:`written_atomically` does."""
+    with written_atomically(path) as file:
+        file.write(content)
 
 
 def _target(path: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from fpsde.ensemble import MeanDensity, Member, mean_density, mean_equation
 from fpsde.forecast import Forecast, Statistic, check_band, prediction_band, values_at
 from fpsde.growth import multiplied
 from fpsde.memory import kept_memory
+from fpsde.paths_file import PathsFile
 from fpsde.progress import Progress
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import check_finite, check_weights, floats
@@ -163,7 +165,8 @@ class FittedModel(DensityMixin, BaseEstimator):
         return self._coordinates.outside(z).cpu().numpy()
 
     def simulate(self, X0: ArrayLike, times: ArrayLike, *, time_step: float | None = None,
-                 method: str = "euler", random_state: Any = None, verbose: int | None = None) -> Array:
+                 method: str = "euler", random_state: Any = None, verbose: int | None = None,
+                 out: str | Path | None = None) -> Array:
         """Simulates trajectories with torchsde.
 
         Arguments:
@@ -173,12 +176,14 @@ class FittedModel(DensityMixin, BaseEstimator):
             method: "euler" or "milstein" in fixed steps, "srk" in adaptive ones.
             random_state: seed of the noise.
             verbose: 1 for progress; as in the constructor if left out.
+            out: an npy file to write the trajectories to as they are made, whatever their number; there is no file if an
+                error ends the work.
 
         Returns:
-            The trajectories, shape (k, n, d), in data units.
+            The trajectories, shape (k, n, d), in data units; with `out` those of the file, which stay on disk.
 
         Raises:
-            ValueError: if times do not increase or X0 has the wrong number of coordinates.
+            ValueError: if times do not increase, X0 has the wrong number of coordinates, or the file cannot be written.
             SimulationError: if paths become infinite.
         """
         check_is_fitted(self, "sde_")
@@ -187,7 +192,8 @@ class FittedModel(DensityMixin, BaseEstimator):
             raise ValueError(f"time_step must be positive, got {time_step!r}")
         self._warn_outside("simulating", stops, self._beyond())
         silent = (self.verbose if verbose is None else verbose) < 1
-        return self._paths(self.sde_, self._inside(X0), stops, check_random_state(random_state), silent, time_step, method)
+        rng = check_random_state(random_state)
+        return self._paths(self.sde_, self._inside(X0), stops, rng, silent, time_step, method, out)
 
     def push(self, X0: ArrayLike, start: float, end: float, *, random_state: Any = None) -> Array:
         """Moves a population from one time to another.
@@ -254,7 +260,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         return prediction_band(stops, np.stack(values), level)
 
     def _paths(self, sde: FittedSDE, x0: Array, times: Array, rng: np.random.RandomState, silent: bool,
-               time_step: float | None = None, method: str = "euler") -> Array:
+               time_step: float | None = None, method: str = "euler", out: str | Path | None = None) -> Array:
         """Simulated paths, shape (k, n, d)."""
         start, seed = torch.tensor(x0, device=self._device), int(rng.randint(2**31 - 1))
         step = time_step or float(sde.time_step)
@@ -263,9 +269,13 @@ class FittedModel(DensityMixin, BaseEstimator):
             raise ValueError(f"from time {times[0]:g} to {times[-1]:g} in steps of {step:g} are more than {MAX_STEPS:g} "
                              "steps; simulate a shorter time or in larger steps")
         with Progress("simulating", steps, silent=silent) as progress, kept_memory():
-            paths = sde.paths(start, torch.as_tensor(times), step, seed, method,
-                              lambda share: progress.update(round(share * steps)))
-        return paths.cpu().numpy()
+            job = (start, torch.as_tensor(times), step, seed, method, lambda share: progress.update(round(share * steps)))
+            if out is None:
+                return sde.paths(*job).cpu().numpy()
+            with PathsFile.at(out, (len(times), *x0.shape)) as file:
+                for here, part in sde.paths_in_chunks(*job):
+                    file.write(here, part.cpu().numpy())
+        return np.load(out, mmap_mode="r")
 
     def _populations(self, sde: FittedSDE, x0: Array, times: Array, rng: np.random.RandomState,
                      silent: bool) -> list[Array]:

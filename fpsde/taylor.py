@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 __all__ = ["ACTIVATIONS", "Series", "compose_softplus", "exp", "from_derivatives", "multiply", "sigmoid", "silu",
            "softplus", "tanh", "to_derivatives"]
@@ -74,7 +75,6 @@ def softplus(z: Argument, order: int | None = None) -> Series:
     """Returns the series of log(1 + e^z), from y' = sigmoid(z) z'."""
     last = _order(z, order)
     slope = sigmoid(z[:last], last - 1) if last else []
-    # logaddexp, unlike torch's softplus, has no threshold: its derivatives agree with the recurrence everywhere.
     return [_log1p_exp(_value(z))] + [_integrate(z, slope, n) for n in range(1, last + 1)]
 
 
@@ -130,4 +130,6 @@ def _integrate(z: Argument, slope: Series, n: int) -> Tensor:
 
 
 def _log1p_exp(z: Tensor) -> Tensor:
-    return torch.logaddexp(z, torch.zeros_like(z))
+    # Unlike torch's softplus it has no threshold, and unlike that of logaddexp its higher derivatives are numbers
+    # where e^z is zero: they agree with the recurrence everywhere.
+    return -logsigmoid(-z)

@@ -82,6 +82,19 @@ def test_simulate(folder, tmp_path, times, suffix):
         assert len(lines) == 1 + 40 * k
 
 
+def test_paths_go_to_disk_as_they_are_made(folder, tmp_path):
+    """More paths than are simulated at once: the same as those that are held in memory."""
+    arguments = ("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times", "0,0.5,1", "--paths", 4500, "--step",
+                 0.25, "--quiet", "-o")
+    for name in ("p.npy", "p.npz"):
+        result = run(*arguments, tmp_path / name)
+        assert result.exit_code == 0, result.output
+        assert "Wrote 4500 paths at 3 times" in result.output
+    with np.load(tmp_path / "p.npz") as file:
+        assert np.array_equal(np.load(tmp_path / "p.npy"), file["paths"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p.npy", "p.npz"]
+
+
 def test_seeds_and_steps_are_those_asked_for(folder, tmp_path, device):
     """Another seed gives another model, other paths, other scores; so does a step of another size."""
     def fit(name, seed):
@@ -213,7 +226,7 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
     assert "it is a folder" in refused("fit", folder / "data.csv", "-o", tmp_path, "--steps", 10**9)
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused("plot", folder / "m.fpsde", folder / "data.csv", "-o", tmp_path / "file" / "f")
-    assert "ends in .npz or .csv" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times",
+    assert "ends in .npz, .npy or .csv" in refused("simulate", folder / "m.fpsde", "--start", folder / "data.csv", "--times",
                                              "0,1", "-o", tmp_path / "paths.txt")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 

@@ -99,6 +99,19 @@ def test_what_cannot_be_positive_is_named(positive, message):
         FokkerPlanckSDE(2, positive=positive, max_steps=1, device="cpu").fit(x, T)
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"drift": "gradient"}, "with `positive` use 'autonomous'"),
+    ({"diffusion": 0.3}, "known noise of positive coordinates must be a function")])
+def test_what_does_not_go_with_positive_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        FokkerPlanckSDE(2, positive=True, max_steps=1, device="cpu", **options).fit(np.exp(X / 10), T)
+
+
+def test_units_for_each_coordinate():
+    with pytest.raises(ValueError, match="one value for each coordinate, the clock two"):
+        Coordinates(torch.zeros(2), torch.ones(3), torch.tensor([0.0, 1.0]))
+
+
 def test_points_below_zero_have_no_drift(geometric):
     with pytest.raises(SnapshotError, match="row 1 has -1"):
         geometric.drift([[1.0, 1.0], [1.0, -1.0]], 0.0)

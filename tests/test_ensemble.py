@@ -200,6 +200,8 @@ def test_mean_density_against_autograd(close):
             close(terms.time_derivative[m, n], torch.func.grad(log_prob, 0)(t[m], x[m, n]), 1e-8)
             close(terms.score[m, n], torch.func.grad(log_prob, 1)(t[m], x[m, n]), 1e-8)
             close(terms.curvature[m, n], torch.func.hessian(log_prob, 1)(t[m], x[m, n]).diagonal(), 1e-8)
+    parts = torch.stack([member.kinetic_energy(t) for member in density.members])
+    close(density.kinetic_energy(t), parts.mean(0), 1e-12)
     for n in (1, 4001):
         assert density.sample(t, n).shape == density.spread(t, n, 0).shape == (2, n, 2)
     expected = torch.stack([member.spread(t, 4096, 0).mean(1) for member in density.members]).mean(0)

@@ -286,13 +286,15 @@ def test_bad_calls_are_named(model):
         model.simulate(X[:3], [0, 1], time_step=0.0)
 
 
-def test_one_dimension_and_many(rng):
+def test_one_dimension_and_many(rng, tmp_path):
     t = np.repeat([0.0, 1.0], 40)
     for dim in (1, 24):
         x = rng.normal(size=(80, dim)) + t[:, None]
         model = FokkerPlanckSDE(**QUICK).fit(x, t)
         assert np.isfinite(model.simulate(x[:5], [0, 1])).all()
         assert np.isfinite(model.score(x, t))
+        model.save(tmp_path / "m.fpsde")
+        assert FokkerPlanckSDE.load(tmp_path / "m.fpsde", device="cpu").score(x, t) == pytest.approx(model.score(x, t), rel=1e-12)
 
 
 @pytest.mark.slow

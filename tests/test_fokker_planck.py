@@ -5,6 +5,7 @@ from test_density import build as build_path
 
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
+from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 
 T = torch.tensor([0.05, 0.4, 1.3], dtype=torch.float64)
@@ -118,3 +119,64 @@ def test_influence_bounds_outliers_and_drops_the_least_dense(device):
     assert (weights[:, 21:] > 0).all()
     weights = influence(log_prob.flip(1), r)
     assert (weights[:, 0] * r[:, 0] ** 2).max() < 100
+
+
+def test_influence_is_that_of_a_cauchy_likelihood():
+    """Three medians wide, and no narrower than a tenth of a unit of time; no gradient."""
+    r = torch.tensor([[1.0, -2.0, 4.0], [0.0, 0.01, 0.02]], requires_grad=True)
+    weights = influence(torch.zeros(2, 3), r)
+    width = torch.tensor([[6.0], [0.1]])
+    assert torch.allclose(weights, 1 / (1 + (r / width) ** 2))
+    assert not weights.requires_grad
+    # Of 41 points those above the 5 % quantile, which is the third least.
+    kept = influence(torch.arange(41.0)[None], torch.zeros(1, 41))[0]
+    assert kept.tolist() == [0, 0, *[1] * 39]
+
+
+class Known(HollowNet):
+    """A net of which half counts as known."""
+
+    def known(self, t, x):
+        return 0.5 * self(t, x)
+
+
+def test_usually_the_residual_alone_has_weight():
+    assert LossWeights() == (1.0, 0.0, 0.0, 0.0)
+
+
+WEIGHTS = [LossWeights(), LossWeights(0.0), *(LossWeights(0.0)._replace(**{name: 0.7}) for name in LossWeights._fields),
+           LossWeights(0.3, 0.5, 0.7, 0.9), LossWeights(0.0, 0.5, 0.7), LossWeights(0.0, 0.0, 0.7, 0.9)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+def test_the_loss_is_the_sum_of_its_parts(weights, close):
+    path, diffusion = build_path(2, constant_weights=True), nets(2, "state")[1]
+    drift = Known(2, hidden=(7,)).double()
+    loss = FokkerPlanckLoss(path, drift, diffusion)
+    x, inside = torch.randn(3, 8, 2, dtype=torch.float64), torch.randn(2, 30, 2, dtype=torch.float64)
+    t, t_inside = T / 2, T[:2] / 2
+    terms, when = path.terms(t_inside, inside), t_inside[:, None]
+    f, slope = drift.derivatives(when, inside, 1)
+    variance = diffusion.variance(when, inside)
+    r = residual(terms, (f, slope), variance)
+    likelihood, squared = path.log_prob(t, x).mean(), (influence(terms.log_prob, r) * r**2).mean()
+    parts = {"residual": squared, "velocity": (excess_velocity(terms, f, variance) ** 2).sum(-1).mean(),
+             "drift_energy": ((0.5 * f) ** 2).sum(-1).mean(), "path_energy": path.kinetic_energy(t_inside).mean()}
+    found = loss(t, x, t_inside, inside, weights)
+    expected = -likelihood + sum(getattr(weights, name) * part for name, part in parts.items())
+    close(found.loss, expected, 1e-12)
+    close(found.likelihood, likelihood, 1e-12)
+    close(found.residual, squared if any(weights[:3]) else torch.zeros_like(squared), 1e-12)
+
+
+def test_growth_is_taken_from_the_residual_and_learned(close):
+    path, (drift, diffusion), growth = build_path(2), nets(2, "state"), Growth(2).double()
+    with torch.no_grad():
+        growth.readout.normal_()
+    r, x = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+    with_growth, without = (FokkerPlanckLoss(path, drift, diffusion, growth=g) for g in (growth, None))
+    close(with_growth.less_growth(r, x), r - (growth(x) - growth(x).mean(1, keepdim=True)), 1e-12)
+    assert without.less_growth(r, x) is r
+    assert with_growth.nets() == [drift, diffusion, growth]
+    assert without.nets() == [drift, diffusion]
+    assert with_growth.guides_density

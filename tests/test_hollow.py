@@ -3,6 +3,7 @@ import torch
 
 from fpsde import HollowNet
 from fpsde.hollow import CONDITIONERS
+from fpsde.taylor import to_derivatives
 
 ACTIVATIONS = ["tanh", "softplus", "silu"]
 
@@ -163,15 +164,81 @@ def test_shapes_and_broadcasting_of_time(device):
     assert torch.allclose(grid[2], net(t[2], x[2]))
 
 
+@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("hidden", [(6, 5), (6,)])
 @pytest.mark.parametrize("dim", [1, 3])
-def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, device, close):
-    net = build(dim, "leave-one-out", device)
+def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, hidden, linear, terms, device, close):
+    net = build(dim, "leave-one-out", device, hidden=hidden, linear=linear)
     t, x = points(dim, device, n=6)
-    operator = [torch.randn_like(x) for _ in range(3)]
-    f, slope, bend = net.derivatives(t, x, 2)
-    expected = operator[0] * f + operator[1] * slope + operator[2] * bend
-    result = (net.columns(t, x, operator) * net.get_readout()[:, None]).sum(-1).T
-    close(result, expected, 1e-12)
+    operator = [torch.randn_like(x) for _ in range(terms)]
+    expected = sum(c * d for c, d in zip(operator, net.derivatives(t, x, 2), strict=False))
+    readout = net.get_readout()
+    assert readout.shape == (dim, hidden[-1] + linear * dim + 1)
+    close((net.columns(t, x, operator) * readout[:, None]).sum(-1).T, expected, 1e-12)
+    before = net(t, x)
+    net.set_readout(2 * readout)
+    close(net(t, x), 2 * before, 1e-12)
+
+
+@pytest.mark.parametrize("hidden", [(6, 5), (6,)])
+def test_features_are_a_series_in_the_own_coordinate(hidden, device, close):
+    net = build(2, "masked", device, hidden=hidden)
+    t, x = points(2, device)
+    for n, expected in enumerate(net.derivatives(t, x, 3)):
+        values = (to_derivatives(net.features(t, x, 3))[n] * net.readout[:, None]).sum(-1).T
+        close(values + net._linear(x, n), expected, 1e-11)
+
+
+def test_how_a_net_starts():
+    """Weights of the spread that is said, so that features are neither flat nor steps, and no readout if so told."""
+    net = HollowNet(4, hidden=(3000, 50), width=7, bend=0.6, own_share=0.25).requires_grad_(False)
+    reach = 0.6 * (1 / 5) ** 0.5
+    coupled = slice(750, None)
+    for weight, spread in ((net.own, 0.6), (net.others[..., coupled], reach / 7**0.5), (net.clock[..., coupled], reach / 7**0.5),
+                           (net.clock[..., :750], 0.2 / 7**0.5), (net.layers[0], 3000**-0.5), (net.shifts[0], 0.6),
+                           (net.shifts[1], 0.6), (net.readout, 50**-0.5)):
+        assert float(weight.std()) == pytest.approx(spread, rel=0.12)
+        assert abs(float(weight.mean())) < 0.12 * spread
+    assert not net.others[..., :750].any()
+    assert not net.matrix.any()
+    assert not net.offset.any()
+    assert not HollowNet(2, random_readout=False).readout.any()
+    small = {k: HollowNet(1, hidden=(4000,), bend=1.0).others.detach().abs().quantile(k) for k in (0.1, 0.9)}
+    # Some units see next to nothing of the other coordinates, others as much as their own.
+    assert 50 * small[0.1] < small[0.9]
+
+
+def test_what_is_usual():
+    assert HollowNet(3).settings == {"dim": 3, "conditioner": "leave-one-out", "hidden": [64], "width": 16, "activation": "tanh",
+                                     "time": True, "linear": True, "own_share": 0.0}
+    torch.manual_seed(0)
+    usual = HollowNet(3)
+    torch.manual_seed(0)
+    said = HollowNet(3, random_readout=True, bend=1.5)
+    assert all(torch.equal(a, b) for a, b in zip(usual.state_dict().values(), said.state_dict().values(), strict=True))
+    t, x = points(3, "cpu", torch.float32)
+    assert len(usual.derivatives(t, x)) == 3
+    assert torch.equal(usual.derivatives(t, x)[1], usual.derivatives(t, x, 1, "taylor")[1])
+
+
+def test_time_features_are_those_of_files_that_were_written(device):
+    """2 t - 1 and three waves of sine and cosine: another order would make of a file another model."""
+    features = build(2, "masked", device)._time_features(torch.tensor([0.0, 0.25, 1.0], dtype=torch.float64, device=device))
+    root = 0.5**0.5
+    expected = [[-1, 0, 0, 0, 1, 1, 1], [-0.5, root, 1, root, root, 0, -root], [1, 0, 0, 0, -1, 1, -1]]
+    assert torch.allclose(features, torch.tensor(expected, dtype=torch.float64, device=device), atol=1e-14)
+
+
+@pytest.mark.parametrize(("dim", "hidden", "linear", "kinds"), [
+    (1, (4,), True, [0, 0, 0, 0, 2, -1]), (2, (4,), True, [0, 1, 1, 1, 2, 2, -1]), (2, (4,), False, [0, 1, 1, 1, -1]),
+    (1, (3, 2), True, [1, 1, 2, -1])])
+def test_kinds_and_ridges_of_a_readout(dim, hidden, linear, kinds):
+    net = HollowNet(dim, hidden=hidden, linear=linear, own_share=0.25)
+    assert net.groups().tolist() == kinds
+    ridge = {0: 3.0, 1: 3.0, 2: 7.0, -1: 0.0}
+    assert net.penalty(3.0, 7.0).tolist() == [ridge[kind] for kind in kinds]
+    assert [p.shape for p in net.readout_parameters()] == [(dim, hidden[-1]), *[(dim, dim)] * linear, (dim,)]
 
 
 def test_reverse_mode_without_gradient_leaves_no_graph(device):

@@ -1,5 +1,6 @@
 """What pyproject.toml promises is what the other files of the project say."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -44,3 +45,19 @@ def test_ci_runs_every_python_that_is_promised():
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
     promised = [line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if "Python :: 3." in line]
     assert re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", ") == promised
+
+
+def test_what_it_consists_of_is_listed_as_it_is_pinned():
+    content = json.loads((ROOT / "docs" / "sbom.json").read_text())
+    listed = {part["name"]: part for part in content["components"]}
+    for name, version in pins("constraints.txt").items():
+        part = listed[name.lower()]
+        assert part["version"] == version
+        assert part["purl"] == part["bom-ref"] == f"pkg:pypi/{name.lower()}@{version}"
+        assert part["licenses"][0]["license"]["name"] != "not stated"
+    core = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in PROJECT["dependencies"]}
+    assert core <= {name for name, part in listed.items() if part["scope"] == "required"}
+    references = {part["bom-ref"] for part in listed.values()} | {"fpsde"}
+    edges = content["dependencies"]
+    assert {edge["ref"] for edge in edges} == references
+    assert {other for edge in edges for other in edge["dependsOn"]} == references - {"fpsde"}

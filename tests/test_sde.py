@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from scipy import stats
 from fpsde.coordinates import Coordinates
 from fpsde.diffusion import ConstantDiffusion, StateDiffusion
 from fpsde.hollow import HollowNet
-from fpsde.sde import FittedSDE, FreshIncrements, SimulationError, simulate
+from fpsde.sde import FittedSDE
+from fpsde.simulation import FreshIncrements, SimulationError, simulate
 
 
 class Brownian(torch.nn.Module):
@@ -95,9 +98,40 @@ def test_strong_order_on_geometric_brownian_motion():
     assert slopes[1] == pytest.approx(1.0, abs=0.15)
 
 
-def test_explosion_is_an_error_that_says_when():
-    with pytest.raises(SimulationError, match="became infinite between times 0 and 5; try a smaller time step"):
-        simulate(Exploding(), torch.full((3, 1), 5.0), torch.tensor([0.0, 5.0]), 0.1, 0)
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_explosion_is_an_error_that_says_when(method, device):
+    """dy = y^3 dt is infinite at 1 / (2 y^2); Euler's steps of 0.1 pass the largest float32 in the fifth."""
+    start = torch.tensor([[0.0], [5.0], [0.1]], device=device)
+    when = r"0\.5" if method != "srk" else r"0\.0[2-9]\d*"
+    with pytest.raises(SimulationError, match=rf"^[12] of 3 paths became infinite, the first by time {when}; try a smaller"):
+        simulate(Exploding(), start, torch.tensor([0.0, 2.0]), 0.1, 0, method)
+
+
+class Returning(Brownian):
+    def f(self, t, y):
+        return -y**3
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein"])
+def test_a_step_too_large_for_a_start_far_outside(method, device):
+    """Steps of 0.1 overshoot from y = 30 on, though the equation itself returns."""
+    start, times = torch.full((3, 1), 30.0, device=device), torch.tensor([0.0, 0.05, 0.5])
+    with pytest.raises(SimulationError, match=r"3 of 3 paths became infinite, the first by time 0\.\d+; try a smaller time"):
+        simulate(Returning(), start, times, 0.1, 0, method)
+    paths = simulate(Returning(), start, times, 1e-3, 0, method)
+    assert paths[-1].abs().max() < 5
+
+
+class Lost(Brownian):
+    def f(self, t, y):
+        return torch.where(t > 0.55, torch.nan, 0 * y)
+
+
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_a_drift_that_is_not_a_number_is_an_error_that_says_when(method):
+    # The state is lost one step after the drift.
+    with pytest.raises(SimulationError, match=r"2 of 2 paths became infinite, the first by time 0\.[567]"):
+        simulate(Lost(), torch.zeros(2, 1), torch.tensor([0.0, 0.3, 1.0]), 0.1, 0, method)
 
 
 def test_fresh_increments_refuse_what_they_cannot_do():
@@ -122,6 +156,47 @@ def test_units_of_the_fitted_equation(close):
     for a, b in zip(sde.f_and_g(torch.tensor(6.0), x), (sde.f(torch.tensor(6.0), x), sde.g(torch.tensor(6.0), x)),
                     strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_path_holds_what_is_no_number(seed):
+    """Whatever the net, its size and the step: finite paths, positive where they are to be, or an error."""
+    draw = np.random.default_rng(seed)
+    outcomes = []
+    for size in 10 ** np.linspace(-2, 4, 5):
+        positive = torch.tensor([True, False])
+        sde = FittedSDE(HollowNet(2), ConstantDiffusion(torch.tensor([0.5, 2.0])), Coordinates(
+            torch.tensor([1.0, -3.0]), torch.tensor([2.0, 0.1]), torch.tensor([5.0, 4.0]), positive))
+        with torch.no_grad():
+            sde.drift.matrix.normal_().mul_(size)
+            sde.drift.offset.normal_().mul_(size)
+        caught = None
+        try:
+            paths = sde.paths(torch.tensor([[2.0, -3.0]] * 4, dtype=torch.float64), torch.tensor([5.0, 6.0, 9.0]),
+                              10 ** draw.uniform(-1, 0.5), seed, draw.choice(["euler", "milstein"]))
+        except SimulationError as error:
+            caught = str(error)
+        if caught is None:
+            assert torch.isfinite(paths).all()
+            assert (paths[..., 0] > 0).all()
+        else:
+            assert re.search(r"the first by time (5\.\d+|[678](\.\d+)?|9);", caught)
+        outcomes.append(caught is None)
+    assert outcomes[0]
+    assert not all(outcomes)
+
+
+def test_a_positive_coordinate_beyond_the_numbers_is_an_error_that_says_when():
+    """The logarithm moves by 1000 in a time unit: after .7 the coordinate is infinite, or zero."""
+    for speed in (1000.0, -1000.0):
+        sde = FittedSDE(HollowNet(1, random_readout=False), ConstantDiffusion(torch.ones(1)), Coordinates(
+            torch.zeros(1), torch.ones(1), torch.tensor([0.0, 1.0]), torch.tensor([True])))
+        with torch.no_grad():
+            sde.drift.offset.fill_(speed)
+        x0 = torch.ones(3, 1, dtype=torch.float64)
+        with pytest.raises(SimulationError, match=r"3 of 3 paths had a positive coordinate beyond the numbers, the first by time 0\.8;"):
+            sde.paths(x0, torch.tensor([0.0, 0.4, 0.8, 1.0], dtype=torch.float64), 0.01, 0)
+        assert (sde.paths(x0, torch.tensor([0.0, 0.4]), 0.01, 0) > 0).all()
 
 
 def test_torchsde_takes_it_as_it_is(device):

@@ -11,8 +11,8 @@ PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
     ["taylor", "spline", "snapshots", "metrics", "files", "progress", "train", "evidence", "frame", "batches",
-     "field", "forecast", "interruption", "memory"],
-    ["archive", "conditioner", "coordinates", "covariance", "model_file", "plane", "state_file"],
+     "field", "forecast", "interruption", "memory", "simulation"],
+    ["archive", "conditioner", "coordinates", "covariance", "model_file", "paths_file", "plane", "state_file"],
     ["given", "density", "checkpoints", "reading"],
     ["drift"],
     ["growth", "hollow", "potential"],
