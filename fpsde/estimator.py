@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from fpsde import ranks
 from fpsde.arguments import checked, fit_config, to_numpy
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
@@ -130,6 +131,10 @@ class FokkerPlanckSDE(FittedModel):
         With a checkpoint the fit can be killed at any moment: started again with the same arguments it goes on, and on the
         CPU its result is the same bit for bit. Ctrl-C and SIGTERM then save first. docs/checkpoints.md says more.
 
+        In a program that torchrun has started, the processes fit together: docs/many_machines.md. All are given the same
+        arguments and return the same fit. A memory map of points, such as `numpy.load` gives with `mmap_mode="r"`, stays
+        on disk.
+
         Arguments:
             X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
             y: the time of each point, shape (n,).
@@ -148,19 +153,19 @@ class FokkerPlanckSDE(FittedModel):
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = fit_config(self.get_params(deep=False), data)
-        device = choose_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        device = ranks.join(choose_device(self.device))
+        seed = ranks.told_by_first(lambda: int(check_random_state(self.random_state).randint(2**31 - 1)))
         checkpoints = None
-        if checkpoint is not None:
+        if checkpoint is not None and ranks.first():
             fields = fingerprint(self.get_params(deep=False), data, None if self.random_state is None else seed, device,
                                  __version__)
             checkpoints = Checkpoints(checkpoint, fields, seed, checkpoint_seconds)
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
-        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1)
+        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1 or not ranks.first())
         with checkpoints or nullcontext(), one_thread(device), kept_memory(), bar as progress:
-            seed = seed if checkpoints is None else checkpoints.seed
+            seed = ranks.told_by_first(lambda: seed if checkpoints is None else checkpoints.seed)
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
@@ -180,7 +185,7 @@ class FokkerPlanckSDE(FittedModel):
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times
-        self.counts_ = np.array([len(x) for x in data.groups()])
+        self.counts_ = data.counts
         self._set_parts([Member(fit.sde, fit.path) for fit in fits])
         self.history_, self.summary_ = fits[0].history, fits[0].summary
         if self.n_members > 1:

@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpsde import ranks
 from fpsde.batches import SnapshotBatches
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
-from fpsde.given import GivenField, check_function, given_fields
+from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
+from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import averaged, initial_path
@@ -101,16 +102,16 @@ class _Fit:
                  report: Callable[[Report], None] | None, coordinates: Coordinates | None, course: Course) -> None:
         self.config, self.device, self.report, self.course = config, device, report, course
         self.rng = np.random.default_rng(seed)
-        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator(device=device).manual_seed(seed)
+        ranks.part_ways(self.generator, seed)
         self.data = data
         times = data.times
         self.coordinates = deepcopy(coordinates) or Coordinates.of(data, config.positive or (False,) * data.dim)
-        volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
-        self.log_volume = float(np.average(volumes, weights=data.weights))
+        self.log_volume = self.coordinates.mean_log_volume(data)
         """What the mean log-likelihood gains in data units."""
         self.given = self._given()
         kept, held = data.split(config.held_out, self.rng)
-        self.kept, self.weights = self._batches(kept), kept.group_weights()
+        self.kept = self._batches(kept)
         self.held = self._batches(held) if held is not None else self.kept
         self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
@@ -122,10 +123,12 @@ class _Fit:
             drift, diffusion = self._nets(data.dim)
             growth = Growth(data.dim) if config.growth is not None else None
         self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
+        ranks.alike(self.model)
         self.solves = config.solve and ReadoutSolver.fits(self.model)
         # Counts of all points, those held out too: what was measured is what grew.
-        counts = torch.tensor([len(x) for x in data.groups()], dtype=torch.float64, device=device)
+        counts = torch.tensor(data.counts, dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
+        self.points = math.ceil(config.points / ranks.count())
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done = 0
@@ -141,6 +144,7 @@ class _Fit:
         """Goes on from a state of a fit to the same data."""
         self.rng.bit_generator.state = state["rng"]
         self.generator.set_state(state["generator"])
+        ranks.part_ways(self.generator, self.seed, state["done"])
         # Paths differ in their number of components.
         shape = {name.removeprefix("density."): v for name, v in state["model"].items() if name.startswith("density.")}
         self.density = self.model.density = self._path_of(shape)
@@ -156,26 +160,27 @@ class _Fit:
         path.to(self.device, state["means"].dtype).load_state_dict(state)
         return path
 
-    def _scaled(self, data: Snapshots) -> list[np.ndarray]:
-        return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
-
     def _batches(self, data: Snapshots) -> SnapshotBatches:
-        return SnapshotBatches(self._scaled(data), self.generator, self.device, data.group_weights())
+        """The points of which this process draws."""
+        own = data.share(ranks.rank(), ranks.count())
+        return SnapshotBatches(self.coordinates.groups(own), self.generator, self.device, own.group_weights(),
+                               data.counts.tolist())
 
     def _initial_path(self) -> GaussianMixturePath:
-        snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
+        points, weights = self.kept.some()
         times = self.coordinates.time(torch.as_tensor(self.data.times)).numpy()
-        path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time", weights=self.weights)
-        return path.float().to(self.device)
+        # The clusters are those of one process; all go on from them.
+        return ranks.told_by_first(lambda: initial_path(
+            [x.double().cpu().numpy() for x in points], times, self.config.n_components // self.n_paths, self.rng,
+            constant_weights=self.config.drift == "time",
+            weights=None if weights is None else [w.cpu().numpy() for w in weights]).float()).to(self.device)
 
     def _given(self) -> dict[str, GivenField]:
         """What is given as functions, found to be usable."""
         given = {"drift_prior": self.config.drift_prior, "diffusion": self.config.diffusion}
-        x, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (self.data.x, self.data.t))
         for name, function in given.items():
             if callable(function):
-                check_function(name, function, x, t, positive=name == "diffusion")
+                check_at(name, function, self.data, self.device)
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
 
     def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
@@ -208,7 +213,7 @@ class _Fit:
         """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
         weights = self.data.group_weights()
         widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
-                                  for j, x in enumerate(self._scaled(self.data))], axis=0))
+                                  for j, x in enumerate(self.coordinates.groups(self.data))], axis=0))
         return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
@@ -216,7 +221,7 @@ class _Fit:
         weights = LossWeights(0.0, 0.0, 0.0, self.config.path_energy if self.config.drift == "time" else 0.0)
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(PATH_TIMES, 1), weights
+            return *self.kept.draw(self.t, self.points), *self._collocation(PATH_TIMES, 1), weights
 
         self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
                     lambda model: -self._likelihood(model.density))
@@ -234,12 +239,18 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         self._tell("solving for drift and noise")
-        snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
-        explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
-        self.summary["moment_misfit"] = explained.misfit
-        self.summary["path_error"] = float(explained.variances[0].sqrt())
-        for net in self.model.nets():
+        points, weights = self.kept.some()
+
+        def solve() -> tuple[list[Tensor], dict[str, float]]:
+            equations = MomentEquations(self.model, self.t, points, self.generator, weights, self.sizes)
+            explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
+            found = {"moment_misfit": explained.misfit, "path_error": float(explained.variances[0].sqrt())}
+            return [net.get_readout().cpu() for net in self.model.nets()], found
+
+        readouts, found = ranks.told_by_first(solve)
+        self.summary |= found
+        for net, readout in zip(self.model.nets(), readouts, strict=True):
+            net.set_readout(readout.to(self.device))
             net.requires_grad_(False)
 
     def refine_path(self, share: float) -> None:
@@ -260,13 +271,13 @@ class _Fit:
         def draw(step: int) -> tuple[Any, ...]:
             share = 2 * (before + step) / max(self.config.steps - entered, 1)
             weights = LossWeights(residual=first * (last / first) ** min(share, 1.0))
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
+            return *self.kept.draw(self.t, self.points), *self._collocation(), weights
 
         check = self._collocation(2 * self.config.collocation[0])
 
         def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
-            return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
+            return last * model.mean_squared_residual(check[0], x) - self._likelihood(model.density)
 
         self._train(steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
@@ -311,8 +322,10 @@ class _Fit:
         sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates, self.model.growth).to(self.device)
         t, x = self._collocation(32, 128)
         sde.choose_time_step(t, x)
-        self.summary["residual"] = _mean_squared_residual(self.model, t, x)
-        self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
+        self.summary["residual"] = ranks.mean_value(self.model.mean_squared_residual(t, x))
+        self.summary["held_out_likelihood"] = ranks.mean_value(self._likelihood(self.density)) + self.log_volume
+        self.history, self.summary = ranks.told_by_first(lambda: (self.history, self.summary))
+        ranks.alike(sde)
         self.model.eval()
         return Identification(self.model, self.density, sde, self.history, self.summary)
 
@@ -327,8 +340,8 @@ class _Fit:
         return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
 
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
-        """Stratified random times and points drawn from the density at each."""
-        m, n = n_times or self.config.collocation[0], n_points or self.config.collocation[1]
+        """Stratified random times, so many in all processes together, and points drawn from the density at each."""
+        m, n = math.ceil((n_times or self.config.collocation[0]) / ranks.count()), n_points or self.config.collocation[1]
         shift = torch.rand(m, generator=self.generator, device=self.device)
         t = (torch.arange(m, device=self.device) + shift) / m
         return t, self.density.sample(t, n, self.generator)
@@ -352,7 +365,7 @@ class _Fit:
                 values = self._curves(terms, learned)
                 self.history.append({"step": float(first + state.step), **values})
             if self.report is not None:
-                self.report(_of_whole_fit(state, first + state.step, self.config.steps, values))
+                self.report(state._replace(step=first + state.step, steps=self.config.steps, values=values))
 
         def offer(loop: Callable[[], State]) -> None:
             self.course.offer(lambda: {
@@ -362,6 +375,7 @@ class _Fit:
         saved = self.course.loop
         if saved is not None:
             self.generator.set_state(saved["generator"])
+            ranks.part_ways(self.generator, self.seed, first, saved["training"]["step"])
             self.history = saved["history"]
             if solver is not None:
                 solver.restore(saved["solver"])
@@ -384,14 +398,3 @@ class _Fit:
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
         return values
 
-
-def _of_whole_fit(report: Report, step: int, steps: int, values: dict[str, float]) -> Report:
-    return report._replace(step=step, steps=steps, values=values)
-
-
-@torch.no_grad()
-def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
-    terms = model.density.terms(t, x)
-    f, f_slope = model.drift.derivatives(t[:, None], x, order=1)
-    r = model.less_growth(residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x)), x)
-    return float((influence(terms.log_prob, r) * r.square()).mean())

@@ -10,6 +10,7 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
+    ["mapped", "ranks"],
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory"],
     ["archive", "conditioner", "coordinates", "covariance", "plane", "state_file"],
@@ -42,7 +43,8 @@ def imports(path):
         if node in typing_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fpsde":
-            yield node.module.partition(".")[2] or "__init__"
+            yield from [node.module.partition(".")[2]] if "." in node.module else [
+                alias.name if alias.name in LAYER_OF else "__init__" for alias in node.names]
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "fpsde":
