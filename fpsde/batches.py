@@ -10,7 +10,7 @@ from torch import Tensor
 from fpsde.mapped import Mapped
 from fpsde.ranks import gathered
 
-__all__ = ["SnapshotBatches"]
+__all__ = ["MOST_POINTS", "SnapshotBatches"]
 
 MAX_TIMES_PER_STEP = 16
 # Of a snapshot that enters a computation at once.

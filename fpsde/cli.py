@@ -141,7 +141,7 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         checkpoint: str | None, checkpoint_every: float, quiet: bool, **settings: Any) -> None:
     with _plain_errors(lambda: _how_to_go_on(checkpoint)):
         ranks.join(choose_device(settings["device"]))
-        snapshots = _read(data, time, features, weights)
+        snapshots = _read(data, time, features, weights, on_disk=True)
         check_writable(output, data)
         settings["positive"] = _positive(settings["positive"], snapshots)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
@@ -290,8 +290,9 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
             click.echo(f"Wrote {figure}")
 
 
-def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
-    return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
+def _read(data: str, time: str | None, features: str | None, weights: str | None, on_disk: bool = False) -> Snapshots:
+    names = tuple(name.strip() for name in features.split(",")) if features else ()
+    return read_snapshots(data, time, names, weights, on_disk)
 
 
 def _positive(wanted: bool | list[str], snapshots: Snapshots) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from fpsde import ranks
 from fpsde.arguments import checked, fit_config, to_numpy
+from fpsde.batches import MOST_POINTS
 from fpsde.checkpoint import ModelFileError, load_file, save_file
 from fpsde.coordinates import Coordinates
 from fpsde.ensemble import Member, bootstraps
@@ -25,6 +27,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
+from fpsde.mapped import Mapped
 from fpsde.memory import kept_memory
 from fpsde.model_file import (
     build_members,
@@ -220,13 +223,16 @@ class FokkerPlanckSDE(FittedModel):
             known, got = (", ".join(f"{t:g}" for t in times) for times in (self.times_, data.times))
             raise ValueError(f"the model was fitted to snapshots at {known}, got points at {got}")
         times = self._coordinates.time(torch.as_tensor(data.times, device=self._device))
-        snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
+        # Of points on disk some are enough, and come to memory.
+        steps = [math.ceil(len(x) / MOST_POINTS) if isinstance(x, Mapped) else 1 for x in data.groups()]
+        snapshots = [self._coordinates.inside(torch.as_tensor(x[::step], device=self._device))
+                     for x, step in zip(data.groups(), steps, strict=True)]
         given = data.group_weights()
-        weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
+        weights = None if given is None else [torch.as_tensor(w[::step], device=self._device)
+                                              for w, step in zip(given, steps, strict=True)]
         sde, density = self.members_[0]
         model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
-        counts = [len(x) for x in snapshots]
-        sizes = torch.tensor(counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
+        sizes = torch.tensor(data.counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
         with one_thread(self._device), kept_memory():
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights, sizes=sizes)
 

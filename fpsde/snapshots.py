@@ -243,7 +243,8 @@ def mean_and_variance(x: Array, weights: Array | None = None,
 def _average(x: Array, weights: Array | None, of: Callable[[Array], Array]) -> Array:
     if weights is None:
         return sum((of(block).sum(0) for _, block in blocks(x)), np.zeros(x.shape[1])) / len(x)
-    return sum((weights[place] @ of(block) for place, block in blocks(x)), np.zeros(x.shape[1])) / weights.sum()
+    total = sum(((of(block) * weights[place, None]).sum(0) for place, block in blocks(x)), np.zeros(x.shape[1]))
+    return total / weights.sum()
 
 
 def _of_largest(weights: Array, t: Array) -> Array:
