@@ -75,7 +75,9 @@ def checked(estimator: BaseEstimator, x: Any, y: Any = "no_validation", **option
                             "points")
     try:
         if y is not None and not isinstance(y, str) and on_disk(x) is not None:
-            return x, validate_data(estimator, x, y, dtype=None, ensure_all_finite=False, **options)[1]
+            # Something of its shape that takes no memory.
+            shape = np.broadcast_to(np.zeros(()), x.shape)
+            return x, validate_data(estimator, shape, y, dtype=None, ensure_all_finite=False, **options)[1]
         return validate_data(estimator, x, y, dtype=np.float64, ensure_all_finite=False, **options)
     except ValueError as error:
         if "could not convert" not in str(error):

@@ -104,8 +104,12 @@ class Coordinates(nn.Module):
 
     def mean_log_volume(self, data: Snapshots) -> float:
         """Returns what the mean log-likelihood of snapshots gains on the way out."""
-        volumes = [self.log_volume(torch.as_tensor(x)).numpy() for _, x in blocks(data.x)]
-        return float(np.average(np.concatenate(volumes), weights=data.weights))
+        means, sums = [], []
+        for place, x in blocks(data.x):
+            weights = None if data.weights is None else data.weights[place]
+            means.append(np.average(self.log_volume(torch.as_tensor(x)).numpy(), weights=weights))
+            sums.append(len(x) if weights is None else weights.sum())
+        return float(means[0] if len(means) == 1 else np.average(means, weights=sums))
 
     def groups(self, data: Snapshots) -> list[NDArray[np.float64]]:
         """Returns the dimensionless points of every snapshot, shape (n_j, d); those on disk stay there."""

@@ -167,7 +167,7 @@ class FokkerPlanckSDE(FittedModel):
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
         bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1 or not ranks.first())
-        with checkpoints or nullcontext(), one_thread(device), kept_memory(), bar as progress:
+        with checkpoints or nullcontext(), one_thread(device), bar as progress:
             seed = ranks.told_by_first(lambda: seed if checkpoints is None else checkpoints.seed)
             shown: dict[str, float] = {}
 

@@ -34,6 +34,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
 from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
+from fpsde.memory import kept_memory
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations
 from fpsde.potential import GradientDrift
@@ -80,19 +81,20 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     """
     fit = _Fit(data, config, seed, device, report, coordinates, course or Course())
     if config.drift == "time":
-        # Several small paths one after the other, and the mean of their densities. Each starts on a matching of points of
-        # its own, so that where between the snapshots they differ by chance the mean does not commit to one; and it fits
-        # new points better than one path of as many components.
+        # Several small paths one after the other, and the mean of their densities: each starts on a matching of its own, so
+        # that where they differ by chance the mean commits to none. It fits new points better than one of as many parts.
         train_path: Callable[[], None] = partial(fit.train_path, (1 - config.net_share) / fit.n_paths)
-        phases = [train_path, *[fit.start_path, train_path] * (fit.n_paths - 1), fit.average_paths, fit.train_nets,
-                  fit.polish]
+        others = [fit.start_path, train_path] * (fit.n_paths - 1)
+        phases = [train_path, *others, fit.average_paths, fit.train_nets, fit.polish]
     elif config.solve and MomentEquations.fits(fit.model, len(data.times)):
         phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), partial(fit.refine_path, 0.5),
                   partial(fit.solve_nets, rounds=4), partial(fit.refine_path, 1.0)]
     else:
         phases = [partial(fit.train_path, PATH_SHARE), fit.train_jointly]
-    fit.course.run(phases, fit.state, fit.restore)
-    return fit.result()
+    # From here on, for of points by the million, what was taken while they were sorted would be kept too.
+    with kept_memory():
+        fit.course.run(phases, fit.state, fit.restore)
+        return fit.result()
 
 
 class _Fit:
@@ -178,9 +180,8 @@ class _Fit:
     def _given(self) -> dict[str, GivenField]:
         """What is given as functions, found to be usable."""
         given = {"drift_prior": self.config.drift_prior, "diffusion": self.config.diffusion}
-        for name, function in given.items():
-            if callable(function):
-                check_at(name, function, self.data, self.device)
+        for name in [name for name, function in given.items() if callable(function)]:
+            check_at(name, given[name], self.data, self.device)
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
 
     def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
@@ -190,11 +191,10 @@ class _Fit:
         if c.drift != "time" and c.solve:
             # Features that are not trained: close to polynomials, half of them without coupling between coordinates.
             new.update(bend=0.5, own_share=0.5)
-        drift: AbstractDrift
         if c.drift == "gradient":
             scale = self.coordinates.scale
             metric = (2 * scale.log().mean()).exp() / scale.square()
-            drift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
+            drift: AbstractDrift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
         else:
             drift = HollowNet(**new)
         if "drift_prior" in self.given:

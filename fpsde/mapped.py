@@ -12,7 +12,7 @@ __all__ = ["Mapped", "blocks"]
 
 Array = NDArray[np.float64]
 
-BLOCK = 2**22
+BLOCK = 2**20
 
 
 class Mapped:
@@ -27,10 +27,10 @@ class Mapped:
     dtype = np.dtype(np.float64)
     ndim = 2
 
-    def __init__(self, array: NDArray[Any], rows: NDArray[np.integer[Any]] | None = None,
+    def __init__(self, array: NDArray[Any], rows: NDArray[Any] | None = None,
                  of: Callable[[Array], Array] | None = None) -> None:
         self._array, self._of = array, of
-        self._rows = np.arange(len(array)) if rows is None else rows
+        self._rows = np.arange(len(array), dtype=np.int32 if len(array) < 2**31 else np.int64) if rows is None else rows
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -45,11 +45,15 @@ SETTINGS = [{"drift": "time", "positive": ["x2"]},
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["weights", "functions"])
-def test_a_fit_to_a_memory_map_is_the_fit_to_the_array(settings, on_disk, tmp_path):
+def test_a_fit_to_a_memory_map_is_the_fit_to_the_array(settings, on_disk, tmp_path, monkeypatch):
     """Bit for bit, as long as it is one block; and the checkpoint of one is that of the other."""
+    def all_in_memory(*_, **__):
+        raise AssertionError("the points were read all at once")
+
+    monkeypatch.setattr(Mapped, "__array__", all_in_memory)
     x, weights = (np.exp(X), 1 + X[:, 0] ** 2) if "positive" in settings else (X, None)
     kwargs = {"n_components": 2, "max_steps": 6, "hidden": (4,), "random_state": 0, "device": "cpu", **settings}
-    kept, known = [FokkerPlanckSDE(**kwargs).fit(data, T, weights, checkpoint=tmp_path / "state") for data in (on_disk(x), x)]
+    kept, known = [FokkerPlanckSDE(**kwargs).fit(data, T, weights, checkpoint=tmp_path / "state") for data in (Mapped(on_disk(x)), x)]
     alone = FokkerPlanckSDE(**kwargs).fit(x, T, weights)
     for model in (known, alone):
         assert model.summary_ == kept.summary_
