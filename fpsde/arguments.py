@@ -166,6 +166,8 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"hidden must be a sequence of widths, whole numbers of at least 1, got {hidden!r}")
     if given["conditioner"] not in ("leave-one-out", "masked"):
         raise ValueError(f"conditioner must be 'leave-one-out' or 'masked', got {given['conditioner']!r}")
+    if not (given["compile"] == "auto" or isinstance(given["compile"], (bool, np.bool_))):
+        raise ValueError(f"compile must be 'auto', True or False, got {given['compile']!r}")
     share = given["validation_fraction"]
     if not isinstance(share, (int, float, np.floating)) or not 0 <= share < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {share!r}")
@@ -194,4 +196,5 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
     return IdentificationConfig(
         n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
         positive=positive, growth=growth, conditioner=given["conditioner"], hidden=tuple(hidden),
-        steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]))
+        steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]),
+        compile=None if given["compile"] == "auto" else bool(given["compile"]))

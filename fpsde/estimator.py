@@ -84,6 +84,8 @@ class FokkerPlanckSDE(FittedModel):
         max_steps: training steps.
         validation_fraction: share of each snapshot held out for monitoring.
         device: "auto", "cpu" or "cuda".
+        compile: whether steps that train the path are compiled by torch.compile, which takes a minute or two and changes
+            the result by round-off; "auto" does so where a long fit on the CPU gains more than that.
         random_state: seed; on the CPU the same seed gives the same fit bit for bit.
         verbose: 0 for silence, 1 for progress.
 
@@ -110,8 +112,8 @@ class FokkerPlanckSDE(FittedModel):
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, growth: str | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
-                 validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
-                 verbose: int = 0) -> None:
+                 validation_fraction: float = 0.1, device: str = "auto", compile: bool | str = "auto",
+                 random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.n_members = n_members
         self.drift = drift
@@ -124,6 +126,7 @@ class FokkerPlanckSDE(FittedModel):
         self.max_steps = max_steps
         self.validation_fraction = validation_fraction
         self.device = device
+        self.compile = compile
         self.random_state = random_state
         self.verbose = verbose
 
@@ -274,7 +277,7 @@ class FokkerPlanckSDE(FittedModel):
             members = build_members(header["parts"], tensors, functions)
             fitted = header["fitted"]
             check_fitted(fitted, members[0].density.dim)
-            saved = {"drift_prior": None, "n_members": 1, **fitted["parameters"]}
+            saved = {"drift_prior": None, "n_members": 1, "compile": "auto", **fitted["parameters"]}
             saved.update({name: function for name, function in functions.items() if function is not None})
             parameters = {name: saved[name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})

@@ -18,8 +18,8 @@ from fpsde.state_file import digest
 
 __all__ = ["fingerprint"]
 
-# These change nothing, or are given by the seed and the device that are chosen.
-LEFT_OUT = ("verbose", "random_state", "device")
+# These change nothing but round-off, or are given by the seed and the device that are chosen.
+LEFT_OUT = ("verbose", "random_state", "device", "compile")
 
 
 def fingerprint(parameters: Mapping[str, Any], data: Snapshots, seed: int | None, device: torch.device,

@@ -25,24 +25,22 @@ from torch import Tensor, nn
 
 from fpsde import ranks
 from fpsde.batches import SnapshotBatches
+from fpsde.compiled import pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
-from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
-from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
 from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
-from fpsde.hollow import HollowNet
 from fpsde.memory import kept_memory
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations
-from fpsde.potential import GradientDrift
+from fpsde.networks import networks
 from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
 from fpsde.resume import Course
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots, mean_and_variance
+from fpsde.snapshots import Snapshots
 from fpsde.train import Report, State, TrainConfig, copy_state, train
 
 __all__ = ["Identification", "identify"]
@@ -51,8 +49,6 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
-# A potential has as many features for each coordinate as a net, up to four of them.
-POTENTIAL_COORDINATES = 4
 
 
 class Identification(NamedTuple):
@@ -122,7 +118,7 @@ class _Fit:
         """Those that are finished, of several whose mean is taken."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drift, diffusion = self._nets(data.dim)
+            drift, diffusion = networks(config, self.coordinates, data, self.given)
             growth = Growth(data.dim) if config.growth is not None else None
         self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
         ranks.alike(self.model)
@@ -184,38 +180,6 @@ class _Fit:
             check_at(name, given[name], self.data, self.device)
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
 
-    def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
-        c = self.config
-        new: dict[str, Any] = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
-                               "time": c.drift == "time", "random_readout": False}
-        if c.drift != "time" and c.solve:
-            # Features that are not trained: close to polynomials, half of them without coupling between coordinates.
-            new.update(bend=0.5, own_share=0.5)
-        if c.drift == "gradient":
-            scale = self.coordinates.scale
-            metric = (2 * scale.log().mean()).exp() / scale.square()
-            drift: AbstractDrift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
-        else:
-            drift = HollowNet(**new)
-        if "drift_prior" in self.given:
-            drift = PriorDrift(drift, self.given["drift_prior"])
-        level = self._typical_width()
-        if c.diffusion == "constant":
-            return drift, ConstantDiffusion(level)
-        if c.diffusion == "state":
-            return drift, StateDiffusion(HollowNet(**new), level)
-        if "diffusion" in self.given:
-            return drift, FunctionDiffusion(self.given["diffusion"])
-        known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(self.coordinates.span)
-        return drift, KnownDiffusion((known / self.coordinates.scale).float())
-
-    def _typical_width(self) -> Tensor:
-        """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
-        weights = self.data.group_weights()
-        widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
-                                  for j, x in enumerate(self.coordinates.groups(self.data))], axis=0))
-        return torch.as_tensor(widths, dtype=torch.float32)
-
     def train_path(self, share: float) -> None:
         """Trains the density alone, by likelihood and, for a drift free in time, least kinetic energy."""
         weights = LossWeights(0.0, 0.0, 0.0, self.config.path_energy if self.config.drift == "time" else 0.0)
@@ -223,8 +187,11 @@ class _Fit:
         def draw(step: int) -> tuple[Any, ...]:
             return *self.kept.draw(self.t, self.points), *self._collocation(PATH_TIMES, 1), weights
 
-        self._train(round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
-                    lambda model: -self._likelihood(model.density))
+        steps, fast = round(share * self.config.steps), self.config.compile
+        if fast is None:
+            fast = pays(steps, self.config.points * self.config.n_components // self.n_paths, self.device)
+        self._train(steps, [{"params": list(self.density.parameters())}], draw,
+                    lambda model: -self._likelihood(model.density), compile=fast)
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -353,7 +320,7 @@ class _Fit:
 
     def _train(self, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
                score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None,
-               solver: ReadoutSolver | None = None) -> None:
+               solver: ReadoutSolver | None = None, compile: bool = False) -> None:
         if steps < 1:
             return
         first, every = self.done, max(1, self.config.steps // 100)
@@ -381,7 +348,8 @@ class _Fit:
                 solver.restore(saved["solver"])
             saved = saved["training"]
         config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
-        result = train(self.model, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved)
+        result = train(self.model, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved,
+                       compile=compile)
         self.model.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fpsde.ranks import everywhere, mean_value, together
+from fpsde.compiled import compiled
+from fpsde.ranks import count, everywhere, mean_value, together
 
 __all__ = ["Offer", "Report", "State", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "copy_state",
            "one_thread", "singular_matrices", "train"]
@@ -87,7 +88,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
           score: Callable[[Any], float], config: TrainConfig, *,
           before: Callable[[int, tuple[Any, ...]], None] | None = None,
           report: Callable[[Report, Any], None] | None = None, offer: Offer | None = None,
-          saved: State | None = None) -> TrainResult:
+          saved: State | None = None, compile: bool = False) -> TrainResult:
     """Trains a module whose forward is the loss.
 
     A step whose loss or gradient is not finite is skipped and counted: it reaches neither the parameters nor the
@@ -104,6 +105,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         offer: called after every step, with the state of the loop.
         saved: a state that was offered, to go on from. Whatever `draw`, `score` and `before` hold is for the caller to
             restore.
+        compile: whether to compile the module, if this process is alone; the batches must be of one shape.
 
     Raises:
         TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
@@ -114,7 +116,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     if saved is not None:
         loop.restore(saved)
-    forward = together(module, trained)
+    forward = compiled(module) if compile and count() == 1 else together(module, trained)
     start = time.monotonic()
     for step in range(loop.step, config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))

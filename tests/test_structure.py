@@ -10,7 +10,7 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
-    ["mapped", "ranks"],
+    ["compiled", "mapped", "ranks"],
     ["taylor", "spline", "snapshots", "metrics", "checkpoint", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory"],
     ["archive", "conditioner", "coordinates", "covariance", "plane", "state_file"],
@@ -21,7 +21,7 @@ LAYERS = [
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble"],
     ["config", "readouts", "model_file"],
-    ["uncertainty"],
+    ["networks", "uncertainty"],
     ["identification", "identifiability", "arguments", "fingerprint"],
     ["fitted"],
     ["estimator"],
