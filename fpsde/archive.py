@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,6 +19,10 @@ __all__ = ["Archive"]
 NUMBERS = "fiub"
 # What unpacks to more than this must not unpack to more than so many times the file's size.
 UNPACKED, PACKED = 2**28, 200
+# What is smaller is as well in memory.
+LARGE = 2**28
+# Of the two lengths, of name and extra field, in the header of an entry.
+LENGTHS = 26
 
 
 class Archive:
@@ -31,6 +36,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._zip = zipfile.ZipFile(path)
         except Exception as error:
@@ -45,8 +51,12 @@ class Archive:
     def __exit__(self, *_: object) -> None:
         self._zip.close()
 
-    def array(self, key: str) -> NDArray[np.float64]:
+    def array(self, key: str, on_disk: bool = False) -> NDArray[np.float64]:
         """Reads one of the arrays.
+
+        Arguments:
+            key: its name.
+            on_disk: whether a large one that is not packed may stay there: then it is a memory map of numbers of any kind.
 
         Raises:
             SnapshotError: if it does not hold numbers, is damaged, or unpacks to far more than the file.
@@ -62,6 +72,13 @@ class Archive:
                 shape, by_columns, dtype = read(file)
                 size = entry.file_size - file.tell()
                 fits = min(shape, default=0) >= 0 and math.prod(shape) * dtype.itemsize == size
+                stays = (on_disk and fits and dtype.kind in NUMBERS and size >= LARGE and not by_columns
+                         and entry.compress_type == zipfile.ZIP_STORED)
+                if stays:
+                    # To the end, where zipfile compares what it has read with what was written.
+                    while file.read(UNPACKED // 16):
+                        pass
+                    return np.memmap(self._path, dtype, "r", self._start(entry) + entry.file_size - size, shape)
                 content = file.read() if fits and dtype.kind in NUMBERS else b""
         except Exception as error:
             # So it is here, and with numpy's reader of headers.
@@ -71,6 +88,13 @@ class Archive:
             raise SnapshotError(f"array {key!r:.60} {what}; save numbers, and times as days since the first")
         if not fits or len(content) != size:
             raise SnapshotError(f"array {key!r:.60} is damaged, {size} bytes are not of shape {str(shape):.60}; {again}")
-        array = np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
+        array: NDArray[Any] = np.frombuffer(content, dtype).reshape(shape, order="F" if by_columns else "C")
         with np.errstate(over="ignore"):
             return array.astype(np.float64)
+
+    def _start(self, entry: zipfile.ZipInfo) -> int:
+        """Where the content of an entry that is not packed begins in the file."""
+        with self._path.open("rb") as file:
+            file.seek(entry.header_offset + LENGTHS)
+            name, extra = struct.unpack("<HH", file.read(4))
+        return entry.header_offset + LENGTHS + 4 + name + extra

@@ -14,7 +14,8 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
 
 from fpsde.config import IdentificationConfig
-from fpsde.snapshots import SnapshotError, Snapshots, dense, floats, listed
+from fpsde.mapped import blocks
+from fpsde.snapshots import SnapshotError, Snapshots, dense, floats, listed, mean_and_variance, on_disk
 
 __all__ = ["Setting", "check_positive", "checked", "fit_config", "positive_places", "times_of", "to_numpy"]
 
@@ -60,6 +61,8 @@ def to_numpy(values: Any) -> Any:
 def checked(estimator: BaseEstimator, x: Any, y: Any = "no_validation", **options: Any) -> Any:
     """Brings points, and times if there are any, into arrays by scikit-learn's rules; what is not finite is left in.
 
+    Points in a memory map that `fit` is given with times stay where they are.
+
     Raises:
         TypeError, ValueError: if they cannot be used.
     """
@@ -71,6 +74,10 @@ def checked(estimator: BaseEstimator, x: Any, y: Any = "no_validation", **option
         raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), in rows {listed(rows)}; drop these "
                             "points")
     try:
+        if y is not None and not isinstance(y, str) and on_disk(x) is not None:
+            # Something of its shape that takes no memory.
+            shape = np.broadcast_to(np.zeros(()), x.shape)
+            return x, validate_data(estimator, shape, y, dtype=None, ensure_all_finite=False, **options)[1]
         return validate_data(estimator, x, y, dtype=np.float64, ensure_all_finite=False, **options)
     except ValueError as error:
         if "could not convert" not in str(error):
@@ -129,11 +136,13 @@ def positive_places(wanted: bool | Sequence[str | int], names: tuple[str, ...]) 
 
 def check_positive(x: Array, positive: NDArray[np.bool_], names: tuple[str, ...]) -> None:
     """Refuses points, shape (n, d), that are not above zero where they are said to be."""
-    rows, columns = np.nonzero((x <= 0) & positive)
-    if len(rows):
-        raise SnapshotError(f"coordinate {names[columns[0]]!r} is said to be positive, but row {rows[0]} has "
-                            f"{x[rows[0], columns[0]]:g}; leave it out of `positive`, or drop the {len(np.unique(rows))} "
-                            "points of that kind")
+    found = [(place.start + rows, columns, block[rows[0], columns[0]]) for place, block in blocks(x)
+             for rows, columns in [np.nonzero((block <= 0) & positive)] if len(rows)]
+    if found:
+        rows, columns, value = found[0]
+        count = sum(len(np.unique(part)) for part, *_ in found)
+        raise SnapshotError(f"coordinate {names[columns[0]]!r} is said to be positive, but row {rows[0]} has {value:g}; "
+                            f"leave it out of `positive`, or drop the {count} points of that kind")
 
 
 def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
@@ -157,13 +166,15 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"hidden must be a sequence of widths, whole numbers of at least 1, got {hidden!r}")
     if given["conditioner"] not in ("leave-one-out", "masked"):
         raise ValueError(f"conditioner must be 'leave-one-out' or 'masked', got {given['conditioner']!r}")
+    if not (given["compile"] == "auto" or isinstance(given["compile"], (bool, np.bool_))):
+        raise ValueError(f"compile must be 'auto', True or False, got {given['compile']!r}")
     share = given["validation_fraction"]
     if not isinstance(share, (int, float, np.floating)) or not 0 <= share < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {share!r}")
     places = positive_places(given["positive"], data.names)
     positive = tuple(i in places for i in range(data.dim))
     check_positive(data.x, np.array(positive), data.names)
-    widths = data.x.std(0)
+    widths = np.sqrt(mean_and_variance(data.x)[1])
     if drift == "gradient" and widths.max() > UNLIKE * widths.min():
         raise ValueError(f"drift='gradient' is a gradient in data units, one for all coordinates, but their spreads go "
                          f"from {widths.min():.1g} to {widths.max():.1g}; bring them to one unit or use 'autonomous'")
@@ -176,7 +187,7 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"growth must be None, 'learned' or 'counts', got {growth!r}")
     if growth is not None and drift == "time":
         raise ValueError("a drift free in time can make up for any growth: with growth use drift='autonomous'")
-    counts = np.array([len(x) for x in data.groups()])
+    counts = data.counts
     if growth is None and counts.max() > UNEVEN * counts.min():
         how = "drift='autonomous' and " if drift == "time" else ""
         warnings.warn(f"the number of points at a time varies from {counts.min()} to {counts.max()}, which is taken to say "
@@ -185,4 +196,5 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
     return IdentificationConfig(
         n_components=int(given["n_components"]), drift=drift, drift_prior=given["drift_prior"], diffusion=diffusion,
         positive=positive, growth=growth, conditioner=given["conditioner"], hidden=tuple(hidden),
-        steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]))
+        steps=int(given["max_steps"]), held_out=float(given["validation_fraction"]),
+        compile=None if given["compile"] == "auto" else bool(given["compile"]))

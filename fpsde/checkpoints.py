@@ -19,6 +19,7 @@ from typing import Any
 
 from fpsde.files import FileError, check_writable
 from fpsde.interruption import Interruption
+from fpsde.ranks import told_by_first
 from fpsde.state_file import StateFileError, read_state, write_state
 from fpsde.train import State
 
@@ -41,7 +42,7 @@ class Course:
     """The phases of one fit, from where a saved state left off.
 
     Arguments:
-        saved: the state, None to start at the beginning.
+        saved: the state, None to start at the beginning; of several processes, that of the first.
         keep: called where the fit can be left, with a function that returns its state, and with whether it is finished.
     """
 
@@ -60,6 +61,7 @@ class Course:
             take: returns what the fit holds between two phases.
             put: gives it back to the fit.
         """
+        self._saved = told_by_first(lambda: self._saved)
         first = 0
         if self._saved is not None:
             first, self.loop = self._saved["phase"], self._saved["loop"]

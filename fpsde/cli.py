@@ -20,6 +20,7 @@ import click
 import numpy as np
 import torch
 
+from fpsde import ranks
 from fpsde.arguments import check_positive, positive_places
 from fpsde.checkpoints import saved_states
 from fpsde.estimator import FokkerPlanckSDE, __version__
@@ -37,7 +38,7 @@ from fpsde.interruption import told
 from fpsde.reading import as_cell, read_snapshots, read_start
 from fpsde.simulation import SimulationError
 from fpsde.snapshots import SnapshotError, Snapshots
-from fpsde.train import TrainingError
+from fpsde.train import TrainingError, choose_device
 
 __all__ = ["main"]
 
@@ -70,12 +71,15 @@ def _plain_errors(advice: Callable[[], str] = str) -> Iterator[None]:
                 _refuse(f"not enough memory ({error}); use fewer points, paths, components or members", 2, error)
             if TRACEBACK in os.environ:
                 raise
+            if ranks.left_alone(error):
+                _refuse("another process has ended; its own message says why", 2, error)
             _refuse(f"this is a bug of fpsde, {type(error).__name__}: {error}; please report it, with what the same "
                     f"command shows after `export {TRACEBACK}=1`", 1, error)
 
 
 def _refuse(message: str, code: int, error: BaseException) -> NoReturn:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    where = "" if ranks.first() else f", process {ranks.rank()}"
+    click.echo(f"Error{where}: {' '.join(message.split())}", err=True)
     raise SystemExit(code) from error
 
 
@@ -136,14 +140,16 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 def fit(data: str, time: str | None, weights: str | None, features: str | None, output: str, seed: int,
         checkpoint: str | None, checkpoint_every: float, quiet: bool, **settings: Any) -> None:
     with _plain_errors(lambda: _how_to_go_on(checkpoint)):
-        snapshots = _read(data, time, features, weights)
+        ranks.join(choose_device(settings["device"]))
+        snapshots = _read(data, time, features, weights, on_disk=True)
         check_writable(output, data)
         settings["positive"] = _positive(settings["positive"], snapshots)
         model = FokkerPlanckSDE(random_state=seed, verbose=0 if quiet else 1, **settings)
         model.fit(snapshots.x, snapshots.t, snapshots.weights, checkpoint=checkpoint, checkpoint_seconds=checkpoint_every)
         model.names_ = snapshots.names
-        model.save(output)
-        click.echo(f"{_describe(model)}\nWrote {output}")
+        if ranks.first():
+            model.save(output)
+            click.echo(f"{_describe(model)}\nWrote {output}")
 
 
 def _how_to_go_on(checkpoint: str | None) -> str:
@@ -287,8 +293,9 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
             click.echo(f"Wrote {figure}")
 
 
-def _read(data: str, time: str | None, features: str | None, weights: str | None) -> Snapshots:
-    return read_snapshots(data, time, tuple(name.strip() for name in features.split(",")) if features else (), weights)
+def _read(data: str, time: str | None, features: str | None, weights: str | None, on_disk: bool = False) -> Snapshots:
+    names = tuple(name.strip() for name in features.split(",")) if features else ()
+    return read_snapshots(data, time, names, weights, on_disk)
 
 
 def _positive(wanted: bool | list[str], snapshots: Snapshots) -> list[int]:

@@ -38,6 +38,7 @@ class IdentificationConfig:
         collocation: times and points at each time where the residual is evaluated in a step.
         solve: whether the readouts are solved for; otherwise, and in several hundred dimensions, they are descended.
         held_out: share of each snapshot kept for monitoring.
+        compile: whether steps that train the path alone are compiled; None where that pays.
     """
 
     n_components: int = 32
@@ -62,3 +63,4 @@ class IdentificationConfig:
     learning_rate: float = 2e-2
     solve: bool = True
     held_out: float = 0.1
+    compile: bool | None = None

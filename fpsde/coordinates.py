@@ -11,10 +11,14 @@ References:
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fpsde.mapped import Mapped, blocks
 from fpsde.snapshots import Snapshots, mean_and_variance
 
 __all__ = ["Coordinates"]
@@ -55,9 +59,14 @@ class Coordinates(nn.Module):
             data: the snapshots.
             positive: which coordinates are taken by their logarithm, d of them; their values must be above zero.
         """
-        x, taken = data.x.copy(), np.array(positive)
-        x[:, taken] = np.log(x[:, taken])
-        mean, variance = mean_and_variance(x, data.weights)
+        taken = np.array(positive)
+
+        def logarithms(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            x = x.copy()
+            x[:, taken] = np.log(x[:, taken])
+            return x
+
+        mean, variance = mean_and_variance(data.x, data.weights, logarithms)
         first, last = data.times[[0, -1]]
         return cls(*(torch.as_tensor(v) for v in (mean, np.sqrt(variance), [first, last - first], positive)))
 
@@ -92,6 +101,22 @@ class Coordinates(nn.Module):
     def log_volume(self, x: Tensor) -> Tensor:
         """Returns log |det dz/dx| at points x, shape (..., d): what a log-density gains on the way out, shape (...)."""
         return -(self.scale.log() + torch.where(self.positive, x.double().log(), 0.0)).sum(-1)
+
+    def mean_log_volume(self, data: Snapshots) -> float:
+        """Returns what the mean log-likelihood of snapshots gains on the way out."""
+        means, sums = [], []
+        for place, x in blocks(data.x):
+            weights = None if data.weights is None else data.weights[place]
+            means.append(np.average(self.log_volume(torch.as_tensor(x)).numpy(), weights=weights))
+            sums.append(len(x) if weights is None else weights.sum())
+        return float(means[0] if len(means) == 1 else np.average(means, weights=sums))
+
+    def groups(self, data: Snapshots) -> list[NDArray[np.float64]]:
+        """Returns the dimensionless points of every snapshot, shape (n_j, d); those on disk stay there."""
+        def inside(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return self.inside(torch.as_tensor(x)).numpy()
+
+        return [cast(NDArray[np.float64], x.through(inside)) if isinstance(x, Mapped) else inside(x) for x in data.groups()]
 
     def field(self, x: Tensor, values: Tensor, power: float) -> Tensor:
         """Brings a known field in, in float64; of a positive coordinate without Ito's term.

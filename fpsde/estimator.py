@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from fpsde import ranks
 from fpsde.arguments import checked, fit_config, to_numpy
 from fpsde.assembly import (
     build_members,
@@ -24,6 +26,7 @@ from fpsde.assembly import (
     plain_parameters,
     reason,
 )
+from fpsde.batches import MOST_POINTS
 from fpsde.checkpoints import Checkpoints
 from fpsde.coordinates import Coordinates
 from fpsde.ensemble import Member, bootstraps
@@ -34,6 +37,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.given import Function
 from fpsde.identifiability import Identifiability, identifiability
 from fpsde.identification import Identification, identify
+from fpsde.mapped import Mapped
 from fpsde.memory import kept_memory
 from fpsde.model_file import load_file, save_file
 from fpsde.progress import Progress
@@ -81,6 +85,8 @@ class FokkerPlanckSDE(FittedModel):
         max_steps: training steps.
         validation_fraction: share of each snapshot held out for monitoring.
         device: "auto", "cpu" or "cuda".
+        compile: whether steps that train the path are compiled by torch.compile, which takes a minute or two and changes
+            the result by round-off; "auto" does so where a long fit on the CPU gains more than that.
         random_state: seed; on the CPU the same seed gives the same fit bit for bit.
         verbose: 0 for silence, 1 for progress.
 
@@ -107,8 +113,8 @@ class FokkerPlanckSDE(FittedModel):
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, growth: str | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
-                 validation_fraction: float = 0.1, device: str = "auto", random_state: Any = None,
-                 verbose: int = 0) -> None:
+                 validation_fraction: float = 0.1, device: str = "auto", compile: bool | str = "auto",
+                 random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.n_members = n_members
         self.drift = drift
@@ -121,6 +127,7 @@ class FokkerPlanckSDE(FittedModel):
         self.max_steps = max_steps
         self.validation_fraction = validation_fraction
         self.device = device
+        self.compile = compile
         self.random_state = random_state
         self.verbose = verbose
 
@@ -130,6 +137,10 @@ class FokkerPlanckSDE(FittedModel):
 
         With a checkpoint the fit can be killed at any moment: started again with the same arguments it goes on, and on the
         CPU its result is the same bit for bit. Ctrl-C and SIGTERM then save first. docs/checkpoints.md says more.
+
+        In a program that torchrun has started, the processes fit together: docs/many_machines.md. All are given the same
+        arguments and return the same fit. A memory map of points, such as `numpy.load` gives with `mmap_mode="r"`, stays
+        on disk.
 
         Arguments:
             X: the points, shape (n, d), numpy, torch or DataFrame, in any units.
@@ -149,19 +160,19 @@ class FokkerPlanckSDE(FittedModel):
         names = tuple(map(str, getattr(self, "feature_names_in_", ()))) or None
         data = Snapshots.of(X, y, names, to_numpy(sample_weight))
         config = fit_config(self.get_params(deep=False), data)
-        device = choose_device(self.device)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        device = ranks.join(choose_device(self.device))
+        seed = ranks.told_by_first(lambda: int(check_random_state(self.random_state).randint(2**31 - 1)))
         checkpoints = None
-        if checkpoint is not None:
+        if checkpoint is not None and ranks.first():
             fields = fingerprint(self.get_params(deep=False), data, None if self.random_state is None else seed, device,
                                  __version__)
             checkpoints = Checkpoints(checkpoint, fields, seed, checkpoint_seconds)
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
-        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1)
-        with checkpoints or nullcontext(), one_thread(device), kept_memory(), bar as progress:
-            seed = seed if checkpoints is None else checkpoints.seed
+        bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1 or not ranks.first())
+        with checkpoints or nullcontext(), one_thread(device), bar as progress:
+            seed = ranks.told_by_first(lambda: seed if checkpoints is None else checkpoints.seed)
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:
@@ -181,7 +192,7 @@ class FokkerPlanckSDE(FittedModel):
         self.names_ = data.names
         self._data: Snapshots | None = data
         self.times_ = data.times
-        self.counts_ = np.array([len(x) for x in data.groups()])
+        self.counts_ = data.counts
         self._set_parts([Member(fit.sde, fit.path) for fit in fits])
         self.history_, self.summary_ = fits[0].history, fits[0].summary
         if self.n_members > 1:
@@ -216,13 +227,16 @@ class FokkerPlanckSDE(FittedModel):
             known, got = (", ".join(f"{t:g}" for t in times) for times in (self.times_, data.times))
             raise ValueError(f"the model was fitted to snapshots at {known}, got points at {got}")
         times = self._coordinates.time(torch.as_tensor(data.times, device=self._device))
-        snapshots = [self._coordinates.inside(torch.as_tensor(x, device=self._device)) for x in data.groups()]
+        # Of points on disk some are enough, and come to memory.
+        steps = [math.ceil(len(x) / MOST_POINTS) if isinstance(x, Mapped) else 1 for x in data.groups()]
+        snapshots = [self._coordinates.inside(torch.as_tensor(x[::step], device=self._device))
+                     for x, step in zip(data.groups(), steps, strict=True)]
         given = data.group_weights()
-        weights = None if given is None else [torch.as_tensor(w, device=self._device) for w in given]
+        weights = None if given is None else [torch.as_tensor(w[::step], device=self._device)
+                                              for w, step in zip(given, steps, strict=True)]
         sde, density = self.members_[0]
         model = FokkerPlanckLoss(density, sde.drift, sde.diffusion, growth=sde.growth)
-        counts = [len(x) for x in snapshots]
-        sizes = torch.tensor(counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
+        sizes = torch.tensor(data.counts, dtype=torch.float64, device=self._device) if self.growth == "counts" else None
         with one_thread(self._device), kept_memory():
             return identifiability(model, times, snapshots, self._coordinates.span, weights=weights, sizes=sizes)
 
@@ -264,7 +278,7 @@ class FokkerPlanckSDE(FittedModel):
             members = build_members(header["parts"], tensors, functions)
             fitted = header["fitted"]
             check_fitted(fitted, members[0].density.dim)
-            saved = {"drift_prior": None, "n_members": 1, **fitted["parameters"]}
+            saved = {"drift_prior": None, "n_members": 1, "compile": "auto", **fitted["parameters"]}
             saved.update({name: function for name, function in functions.items() if function is not None})
             parameters = {name: saved[name] for name in cls._get_param_names()}
             model = cls(**{**parameters, "device": device, "hidden": tuple(parameters["hidden"])})

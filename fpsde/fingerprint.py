@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fpsde.assembly import plain_parameters
 from fpsde.files import digest
-from fpsde.given import check_function
+from fpsde.given import check_at
+from fpsde.mapped import blocks
 from fpsde.snapshots import Snapshots
 
 __all__ = ["fingerprint"]
 
-# These change nothing, or are given by the seed and the device that are chosen.
-LEFT_OUT = ("verbose", "random_state", "device")
+# These change nothing but round-off, or are given by the seed and the device that are chosen.
+LEFT_OUT = ("verbose", "random_state", "device", "compile")
 
 
 def fingerprint(parameters: Mapping[str, Any], data: Snapshots, seed: int | None, device: torch.device,
@@ -23,7 +27,7 @@ def fingerprint(parameters: Mapping[str, Any], data: Snapshots, seed: int | None
     """Returns what decides a fit as numbers and words by name.
 
     Of points, times and weights it is how many there are and the beginning of a digest; functions are stood for by their
-    values at the points.
+    values at the points; of points on disk, at the first block of them.
 
     Arguments:
         parameters: of the estimator, by name.
@@ -35,16 +39,25 @@ def fingerprint(parameters: Mapping[str, Any], data: Snapshots, seed: int | None
     Raises:
         ValueError: if a function that is given cannot be used.
     """
-    x, t = (torch.as_tensor(values, dtype=torch.float64, device=device) for values in (data.x, data.t))
     plain = plain_parameters(dict(parameters))
     for name, function in parameters.items():
         if name in ("drift_prior", "diffusion") and callable(function):
-            check_function(name, function, x, t, positive=name == "diffusion")
-            plain[name] = _shown(function(x, t))
-    return {"points": _shown(x), "times": _shown(t),
+            check_at(name, function, data, device)
+            place, x = next(blocks(data.x))
+            points, t = (torch.as_tensor(values, dtype=torch.float64, device=device) for values in (x, data.t[place]))
+            plain[name] = _shown(function(points, t))
+    return {"points": _points(data.x), "times": _shown(torch.as_tensor(data.t)),
             "weights": None if data.weights is None else _shown(torch.as_tensor(data.weights)),
             **{name: value for name, value in plain.items() if name not in LEFT_OUT},
             "seed": seed, "device": device.type, "fpsde": version}
+
+
+def _points(x: NDArray[np.float64]) -> str:
+    """What :func:`_shown` says of points in memory, without having them all there."""
+    found = hashlib.sha256(f" {torch.float64} {x.shape} ".encode())
+    for _, block in blocks(x):
+        found.update(np.ascontiguousarray(block).data)
+    return f"{x.shape[0]} x {x.shape[1]} values {found.hexdigest()[:16]}"
 
 
 def _shown(values: torch.Tensor) -> str:

@@ -162,6 +162,14 @@ class FokkerPlanckLoss(nn.Module):
         learned: list[AbstractField | Growth] = [self.drift, self.diffusion]
         return learned if self.growth is None else [*learned, self.growth]
 
+    @torch.no_grad()
+    def mean_squared_residual(self, t: Tensor, x: Tensor) -> float:
+        """Returns the mean of the weighed r^2 at times (M,) and points (M, N, d)."""
+        terms = self.density.terms(t, x)
+        f, f_slope = self.drift.derivatives(t[:, None], x, order=1)
+        r = self.less_growth(residual(terms, (f, f_slope), self.diffusion.variance(t[:, None], x)), x)
+        return float((influence(terms.log_prob, r) * r.square()).mean())
+
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
         """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""
         return r if self.growth is None else r - self.growth.source(x)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.coordinates import Coordinates
+from fpsde.mapped import blocks
+from fpsde.snapshots import Snapshots
 
-__all__ = ["Function", "GivenField", "check_function", "given_fields"]
+__all__ = ["Function", "GivenField", "check_at", "check_function", "given_fields"]
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """f(X, t) in data units: float64 points X of shape (n, d) and times t of shape (n,) to values of shape (n, d)."""
@@ -137,6 +139,13 @@ def check_function(name: str, function: Function, x: Tensor, t: Tensor, positive
         slope = _diagonal(function(points[:DIFFERENTIATED], t[:DIFFERENTIATED].double()), points)
     if not bool(torch.isfinite(slope).all()):
         raise ValueError(f"{name}(X, t) must have a finite derivative at the points of the data")
+
+
+def check_at(name: str, function: Any, data: Snapshots, device: torch.device) -> None:
+    """Finds out whether a function can be used at all points of snapshots, block by block; see :func:`check_function`."""
+    for place, x in blocks(data.x):
+        points, t = (torch.as_tensor(values, dtype=torch.float64, device=device) for values in (x, data.t[place]))
+        check_function(name, function, points, t, positive=name == "diffusion")
 
 
 def _diagonal(values: Tensor, points: Tensor) -> Tensor:

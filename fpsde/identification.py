@@ -23,25 +23,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpsde import ranks
 from fpsde.batches import SnapshotBatches
 from fpsde.checkpoints import Course
+from fpsde.compiled import pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
-from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
-from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, influence, residual
-from fpsde.given import GivenField, check_function, given_fields
+from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
+from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
-from fpsde.hollow import HollowNet
+from fpsde.memory import kept_memory
 from fpsde.mixture import averaged, initial_path
 from fpsde.moments import MomentEquations
+from fpsde.networks import networks
 from fpsde.path import PathLoss
-from fpsde.potential import GradientDrift
 from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
 from fpsde.sde import FittedSDE
-from fpsde.snapshots import Snapshots, mean_and_variance
+from fpsde.snapshots import Snapshots
 from fpsde.train import Report, State, TrainConfig, copy_state, train
 
 __all__ = ["Identification", "identify"]
@@ -50,8 +50,6 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
-# A potential has as many features for each coordinate as a net, up to four of them.
-POTENTIAL_COORDINATES = 4
 
 
 class Identification(NamedTuple):
@@ -80,19 +78,20 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
     """
     fit = _Fit(data, config, seed, device, report, coordinates, course or Course())
     if config.drift == "time":
-        # Several small paths one after the other, and the mean of their densities. Each starts on a matching of points of
-        # its own, so that where between the snapshots they differ by chance the mean does not commit to one; and it fits
-        # new points better than one path of as many components.
+        # Several small paths one after the other, and the mean of their densities: each starts on a matching of its own, so
+        # that where they differ by chance the mean commits to none. It fits new points better than one of as many parts.
         train_path: Callable[[], None] = partial(fit.train_path, (1 - config.net_share) / fit.n_paths)
-        phases = [train_path, *[fit.start_path, train_path] * (fit.n_paths - 1), fit.average_paths, fit.train_nets,
-                  fit.polish]
+        others = [fit.start_path, train_path] * (fit.n_paths - 1)
+        phases = [train_path, *others, fit.average_paths, fit.train_nets, fit.polish]
     elif config.solve and MomentEquations.fits(fit.model, len(data.times)):
         phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), partial(fit.refine_path, 0.5),
                   partial(fit.solve_nets, rounds=4), partial(fit.refine_path, 1.0)]
     else:
         phases = [partial(fit.train_path, PATH_SHARE), fit.train_jointly]
-    fit.course.run(phases, fit.state, fit.restore)
-    return fit.result()
+    # From here on, for of points by the million, what was taken while they were sorted would be kept too.
+    with kept_memory():
+        fit.course.run(phases, fit.state, fit.restore)
+        return fit.result()
 
 
 class _Fit:
@@ -102,16 +101,16 @@ class _Fit:
                  report: Callable[[Report], None] | None, coordinates: Coordinates | None, course: Course) -> None:
         self.config, self.device, self.report, self.course = config, device, report, course
         self.rng = np.random.default_rng(seed)
-        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.seed, self.generator = seed, torch.Generator(device=device).manual_seed(seed)
+        ranks.part_ways(self.generator, seed)
         self.data = data
         times = data.times
         self.coordinates = deepcopy(coordinates) or Coordinates.of(data, config.positive or (False,) * data.dim)
-        volumes = self.coordinates.log_volume(torch.as_tensor(data.x)).numpy()
-        self.log_volume = float(np.average(volumes, weights=data.weights))
+        self.log_volume = self.coordinates.mean_log_volume(data)
         """What the mean log-likelihood gains in data units."""
         self.given = self._given()
         kept, held = data.split(config.held_out, self.rng)
-        self.kept, self.weights = self._batches(kept), kept.group_weights()
+        self.kept = self._batches(kept)
         self.held = self._batches(held) if held is not None else self.kept
         self.t = self.coordinates.time(torch.as_tensor(times)).float().to(device)
         self.n_paths = math.ceil(config.n_components / PATH_COMPONENTS) if config.drift == "time" else 1
@@ -120,13 +119,15 @@ class _Fit:
         """Those that are finished, of several whose mean is taken."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            drift, diffusion = self._nets(data.dim)
+            drift, diffusion = networks(config, self.coordinates, data, self.given)
             growth = Growth(data.dim) if config.growth is not None else None
         self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
+        ranks.alike(self.model)
         self.solves = config.solve and ReadoutSolver.fits(self.model)
         # Counts of all points, those held out too: what was measured is what grew.
-        counts = torch.tensor([len(x) for x in data.groups()], dtype=torch.float64, device=device)
+        counts = torch.tensor(data.counts, dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
+        self.points = math.ceil(config.points / ranks.count())
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done = 0
@@ -142,6 +143,7 @@ class _Fit:
         """Goes on from a state of a fit to the same data."""
         self.rng.bit_generator.state = state["rng"]
         self.generator.set_state(state["generator"])
+        ranks.part_ways(self.generator, self.seed, state["done"])
         # Paths differ in their number of components.
         shape = {name.removeprefix("density."): v for name, v in state["model"].items() if name.startswith("density.")}
         self.density = self.model.density = self._path_of(shape)
@@ -157,60 +159,27 @@ class _Fit:
         path.to(self.device, state["means"].dtype).load_state_dict(state)
         return path
 
-    def _scaled(self, data: Snapshots) -> list[np.ndarray]:
-        return [self.coordinates.inside(torch.as_tensor(x)).numpy() for x in data.groups()]
-
     def _batches(self, data: Snapshots) -> SnapshotBatches:
-        return SnapshotBatches(self._scaled(data), self.generator, self.device, data.group_weights())
+        """The points of which this process draws."""
+        own = data.share(ranks.rank(), ranks.count())
+        return SnapshotBatches(self.coordinates.groups(own), self.generator, self.device, own.group_weights(),
+                               data.counts.tolist())
 
     def _initial_path(self) -> GaussianMixturePath:
-        snapshots = [self.kept.group(j).double().cpu().numpy() for j in range(len(self.t))]
+        points, weights = self.kept.some()
         times = self.coordinates.time(torch.as_tensor(self.data.times)).numpy()
-        path = initial_path(snapshots, times, self.config.n_components // self.n_paths, self.rng,
-                            constant_weights=self.config.drift == "time", weights=self.weights)
-        return path.float().to(self.device)
+        # The clusters are those of one process; all go on from them.
+        return ranks.told_by_first(lambda: initial_path(
+            [x.double().cpu().numpy() for x in points], times, self.config.n_components // self.n_paths, self.rng,
+            constant_weights=self.config.drift == "time",
+            weights=None if weights is None else [w.cpu().numpy() for w in weights]).float()).to(self.device)
 
     def _given(self) -> dict[str, GivenField]:
         """What is given as functions, found to be usable."""
         given = {"drift_prior": self.config.drift_prior, "diffusion": self.config.diffusion}
-        x, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (self.data.x, self.data.t))
-        for name, function in given.items():
-            if callable(function):
-                check_function(name, function, x, t, positive=name == "diffusion")
+        for name in [name for name, function in given.items() if callable(function)]:
+            check_at(name, given[name], self.data, self.device)
         return given_fields(given, deepcopy(self.coordinates).to(self.device))
-
-    def _nets(self, dim: int) -> tuple[AbstractDrift, AbstractDiffusion]:
-        c = self.config
-        new: dict[str, Any] = {"dim": dim, "conditioner": c.conditioner, "hidden": c.hidden, "activation": c.activation,
-                               "time": c.drift == "time", "random_readout": False}
-        if c.drift != "time" and c.solve:
-            # Features that are not trained: close to polynomials, half of them without coupling between coordinates.
-            new.update(bend=0.5, own_share=0.5)
-        drift: AbstractDrift
-        if c.drift == "gradient":
-            scale = self.coordinates.scale
-            metric = (2 * scale.log().mean()).exp() / scale.square()
-            drift = GradientDrift(dim, c.hidden[-1] * min(dim, POTENTIAL_COORDINATES), metric.float())
-        else:
-            drift = HollowNet(**new)
-        if "drift_prior" in self.given:
-            drift = PriorDrift(drift, self.given["drift_prior"])
-        level = self._typical_width()
-        if c.diffusion == "constant":
-            return drift, ConstantDiffusion(level)
-        if c.diffusion == "state":
-            return drift, StateDiffusion(HollowNet(**new), level)
-        if "diffusion" in self.given:
-            return drift, FunctionDiffusion(self.given["diffusion"])
-        known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(self.coordinates.span)
-        return drift, KnownDiffusion((known / self.coordinates.scale).float())
-
-    def _typical_width(self) -> Tensor:
-        """Noise that would spread points over one snapshot's width in the time of the data: where the search starts."""
-        weights = self.data.group_weights()
-        widths = np.sqrt(np.mean([mean_and_variance(x, None if weights is None else weights[j])[1]
-                                  for j, x in enumerate(self._scaled(self.data))], axis=0))
-        return torch.as_tensor(widths, dtype=torch.float32)
 
     def train_path(self, share: float) -> None:
         """Trains the density alone: by likelihood and, for a drift free in time, by what chooses the path in between."""
@@ -218,11 +187,15 @@ class _Fit:
         loss = PathLoss(self.density, self.t, *chosen)
 
         def draw(step: int) -> tuple[Any, ...]:
-            noise = torch.randn(PATH_TIMES, 1, self.density.noise_size, generator=self.generator, device=self.device)
-            return *self.kept.draw(self.t, self.config.points), self._times(PATH_TIMES), torch.cat([noise, -noise], 1)
+            t = self._times(PATH_TIMES)
+            noise = torch.randn(len(t), 1, self.density.noise_size, generator=self.generator, device=self.device)
+            return *self.kept.draw(self.t, self.points), t, torch.cat([noise, -noise], 1)
 
-        self._train(loss, round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,
-                    lambda loss: -self._likelihood(loss.density))
+        steps, fast = round(share * self.config.steps), self.config.compile
+        if fast is None:
+            fast = pays(steps, self.config.points * self.config.n_components // self.n_paths, self.device)
+        self._train(loss, steps, [{"params": list(self.density.parameters())}], draw,
+                    lambda loss: -self._likelihood(loss.density), compile=fast)
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -237,12 +210,18 @@ class _Fit:
     def solve_nets(self, rounds: int) -> None:
         """Solves for drift and diffusion in the moment equations of the snapshots, and holds them."""
         self._tell("solving for drift and noise")
-        snapshots = [self.kept.group(j) for j in range(len(self.t))]
-        equations = MomentEquations(self.model, self.t, snapshots, self.generator, self.kept.weights, self.sizes)
-        explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
-        self.summary["moment_misfit"] = explained.misfit
-        self.summary["path_error"] = float(explained.variances[0].sqrt())
-        for net in self.model.nets():
+        points, weights = self.kept.some()
+
+        def solve() -> tuple[list[Tensor], dict[str, float]]:
+            equations = MomentEquations(self.model, self.t, points, self.generator, weights, self.sizes)
+            explained = solve_moments(equations, rounds, self.course.offer, self.course.loop)
+            found = {"moment_misfit": explained.misfit, "path_error": float(explained.variances[0].sqrt())}
+            return [net.get_readout().cpu() for net in self.model.nets()], found
+
+        readouts, found = ranks.told_by_first(solve)
+        self.summary |= found
+        for net, readout in zip(self.model.nets(), readouts, strict=True):
+            net.set_readout(readout.to(self.device))
             net.requires_grad_(False)
 
     def refine_path(self, share: float) -> None:
@@ -263,13 +242,13 @@ class _Fit:
         def draw(step: int) -> tuple[Any, ...]:
             share = 2 * (before + step) / max(self.config.steps - entered, 1)
             weights = LossWeights(residual=first * (last / first) ** min(share, 1.0))
-            return *self.kept.draw(self.t, self.config.points), *self._collocation(), weights
+            return *self.kept.draw(self.t, self.points), *self._collocation(), weights
 
         check = self._collocation(2 * self.config.collocation[0])
 
         def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
-            return last * _mean_squared_residual(model, check[0], x) - self._likelihood(model.density)
+            return last * model.mean_squared_residual(check[0], x) - self._likelihood(model.density)
 
         self._train(self.model, steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
@@ -314,8 +293,10 @@ class _Fit:
         sde = FittedSDE(self.model.drift, self.model.diffusion, self.coordinates, self.model.growth).to(self.device)
         t, x = self._collocation(32, 128)
         sde.choose_time_step(t, x)
-        self.summary["residual"] = _mean_squared_residual(self.model, t, x)
-        self.summary["held_out_likelihood"] = self._likelihood(self.density) + self.log_volume
+        self.summary["residual"] = ranks.mean_value(self.model.mean_squared_residual(t, x))
+        self.summary["held_out_likelihood"] = ranks.mean_value(self._likelihood(self.density)) + self.log_volume
+        self.history, self.summary = ranks.told_by_first(lambda: (self.history, self.summary))
+        ranks.alike(sde)
         self.model.eval()
         return Identification(self.model, self.density, sde, self.history, self.summary)
 
@@ -330,11 +311,12 @@ class _Fit:
         return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
 
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
-        """Stratified random times and points drawn from the density at each."""
+        """Stratified random times, so many in all processes together, and points drawn from the density at each."""
         t = self._times(n_times or self.config.collocation[0])
         return t, self.density.sample(t, n_points or self.config.collocation[1], self.generator)
 
     def _times(self, n: int) -> Tensor:
+        n = math.ceil(n / ranks.count())
         shift = torch.rand(n, generator=self.generator, device=self.device)
         return (torch.arange(n, device=self.device) + shift) / n
 
@@ -345,7 +327,7 @@ class _Fit:
 
     def _train(self, module: nn.Module, steps: int, groups: list[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
                score: Callable[[Any], float], before: Callable[[int, tuple[Any, ...]], None] | None = None,
-               solver: ReadoutSolver | None = None) -> None:
+               solver: ReadoutSolver | None = None, compile: bool = False) -> None:
         if steps < 1:
             return
         first, every = self.done, max(1, self.config.steps // 100)
@@ -367,12 +349,14 @@ class _Fit:
         saved = self.course.loop
         if saved is not None:
             self.generator.set_state(saved["generator"])
+            ranks.part_ways(self.generator, self.seed, first, saved["training"]["step"])
             self.history = saved["history"]
             if solver is not None:
                 solver.restore(saved["solver"])
             saved = saved["training"]
         config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
-        result = train(module, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved)
+        result = train(module, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved,
+                       compile=compile)
         module.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped
@@ -389,10 +373,3 @@ class _Fit:
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
         return values
 
-
-@torch.no_grad()
-def _mean_squared_residual(model: FokkerPlanckLoss, t: Tensor, x: Tensor) -> float:
-    terms = model.density.terms(t, x)
-    f, f_slope = model.drift.derivatives(t[:, None], x, order=1)
-    r = model.less_growth(residual(terms, (f, f_slope), model.diffusion.variance(t[:, None], x)), x)
-    return float((influence(terms.log_prob, r) * r.square()).mean())

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
+from fpsde.ranks import mean
 from fpsde.train import State
 
 __all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
@@ -148,7 +149,7 @@ class _NormalEquations:
         return {"normal": self.normal, "right": self.right, "amount": self.amount}
 
     def add(self, rows: list[Rows], values: Tensor, memory: float) -> None:
-        """Adds a batch to the averages, unless it holds anything that is not finite."""
+        """Adds a batch of every process to the averages, unless one holds anything that is not finite."""
         normal, right = torch.zeros_like(self.normal), torch.zeros_like(self.right)
         for matrix, misfit, weight in rows:
             if matrix.dim() == 2:
@@ -161,6 +162,7 @@ class _NormalEquations:
                 share = weight / misfit.shape[1]
                 normal += torch.block_diag(*(share * (matrix.mT @ matrix)))
                 right += share * (matrix.mT @ constant[..., None]).flatten()
+        normal, right = mean(normal), mean(right)
         usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
         for average, batch in ((self.normal, normal), (self.right, right), (self.amount, torch.ones_like(self.amount))):
             average.copy_(torch.where(usable, memory * average + (1 - memory) * batch, average))

@@ -37,7 +37,7 @@ class _Columns(NamedTuple):
 
 
 def read_snapshots(path: str | Path, time: str | None = None, features: tuple[str, ...] = (),
-                   weights: str | None = None) -> Snapshots:
+                   weights: str | None = None, on_disk: bool = False) -> Snapshots:
     """Reads snapshots from a csv or npz file.
 
     Arguments:
@@ -47,12 +47,13 @@ def read_snapshots(path: str | Path, time: str | None = None, features: tuple[st
         features: the columns to use, all that have a name but time and weights if empty; for npz, the name of the array of
             points.
         weights: the column or array with the weights of the points; equal if left out.
+        on_disk: whether points of an npz that is not packed and larger than 256 MB stay there: they can be fitted to.
 
     Raises:
         SnapshotError: if the file cannot be read or used.
     """
     with _reading(Path(path)):
-        x, t, names, given = _read(Path(path), time, features, weights)
+        x, t, names, given = _read(Path(path), time, features, weights, on_disk=on_disk)
         if t is None:
             raise SnapshotError("no times; name them with --time")
         return Snapshots.of(x, t, names, given)
@@ -98,17 +99,17 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
-          may_lack_times: bool = False) -> _Columns:
+          may_lack_times: bool = False, on_disk: bool = False) -> _Columns:
     if not os.path.isfile(path):
         raise SnapshotError("a folder, not a file" if os.path.isdir(path) else "no such file")
     readers = {".csv": _read_csv, ".npz": _read_npz}
     if path.suffix.lower() not in readers:
         raise SnapshotError(f"unknown format {path.suffix!r}, expected one of {', '.join(sorted(readers))}")
-    return readers[path.suffix.lower()](path, time, features, weights, may_lack_times)
+    return readers[path.suffix.lower()](path, time, features, weights, may_lack_times, on_disk)
 
 
 def _read_csv(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
-              may_lack_times: bool) -> _Columns:
+              may_lack_times: bool, _: bool) -> _Columns:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
         rows = [(reader.line_num, row) for row in reader if len(row) > 1 or "".join(row).strip()]
@@ -200,7 +201,7 @@ def _numbers(cells: list[tuple[int, str]], name: str, time: bool) -> Array:
 
 
 def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: str | None,
-              may_lack_times: bool) -> _Columns:
+              may_lack_times: bool, on_disk: bool) -> _Columns:
     if len(features) > 1:
         raise SnapshotError(f"--features names the array of points of an npz file, which is one, got {', '.join(features)}")
     with Archive(path) as archive:
@@ -211,7 +212,7 @@ def _read_npz(path: Path, time: str | None, features: tuple[str, ...], weights: 
         rest = [key for key in keys if key not in (*times, *given)]
         wanted = [_choose(features[0] if features else None, rest, POINT_KEYS if times else tuple(rest), "array",
                           "--features"), *times, *given]
-        arrays = {key: archive.array(key) for key in wanted}
+        arrays = {key: archive.array(key, on_disk and key == wanted[0]) for key in wanted}
     x = arrays[wanted[0]]
     t, w = (arrays[key[0]] if key else None for key in (times, given))
     if x.ndim == 3 and t is not None and t.shape == x.shape[:1]:

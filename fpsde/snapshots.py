@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fpsde.mapped import Mapped, blocks
+
 __all__ = ["MIN_POINTS_PER_TIME", "SnapshotError", "Snapshots", "check_finite", "check_weights", "dense", "floats",
-           "listed", "mean_and_variance"]
+           "listed", "mean_and_variance", "on_disk"]
 
 Array = NDArray[np.float64]
 
@@ -18,6 +21,10 @@ MIN_POINTS_PER_TIME = 3
 LARGEST = 1e30
 LEAST_SPREAD = 1e-12
 LEAST_GAP = 1e-6
+# More of a snapshot tell no more of a fit than these do, and cost as much as they are.
+MOST_HELD_OUT = 4096
+# A snapshot of fewer points for each process is kept by all.
+LEAST_SHARE = 16
 
 
 class SnapshotError(ValueError):
@@ -29,7 +36,7 @@ class Snapshots:
     """Points observed at times, in data units.
 
     Attributes:
-        x: the points, shape (n, d), finite.
+        x: the points, shape (n, d), finite; :class:`fpsde.mapped.Mapped` if they stay on disk.
         t: the time of each point, shape (n,), finite, at least two different ones.
         names: names of the d coordinates.
         weights: of the points, shape (n,), positive and of mean 1 within each time; None if equal within each.
@@ -45,13 +52,15 @@ class Snapshots:
            weights: ArrayLike | None = None) -> Snapshots:
         """Checks arrays and builds snapshots from them; points of no weight are dropped.
 
+        Points in a memory map stay there, and are read block by block.
+
         Raises:
             SnapshotError: if shapes do not match, values are missing, infinite or too large, there are fewer than two
                 times, two nearly coincide, a time has fewer than three points of positive weight (or points of less weight
                 than three together), a coordinate never varies, or a weight is negative.
         """
         # Copies: what a DataFrame hands out may be read-only, which torch does not take.
-        x, t = floats(x, "points").copy(), floats(t, "times").copy()
+        x, t = floats(x, "points").copy() if on_disk(x) is None else on_disk(x), floats(t, "times").copy()
         if x.ndim != 2 or t.ndim != 1 or len(x) != len(t):
             raise SnapshotError(f"points must have shape (n, d) and times shape (n,), got {x.shape} and {t.shape}")
         if x.shape[1] < 1:
@@ -75,15 +84,20 @@ class Snapshots:
         if given is not None:
             # Few points of large weight are what they stand for, several points each.
             copies = np.where(given > 0, np.where(counts < MIN_POINTS_PER_TIME, MIN_POINTS_PER_TIME, 1)[place], 0)
-            x, t, given = (part.repeat(copies, axis=0) for part in (x, t, given))
-            given = _of_mean_one(given, t)
+            used = np.repeat(np.arange(len(t)), copies)
+            x, t, given = _some(x, used), t[used], _of_mean_one(given[used], t[used])
         _check_spread(x, given, names)
         return cls(x, t, tuple(names), given)
 
-    @property
+    @cached_property
     def times(self) -> Array:
         """The different times, increasing, shape (T,)."""
         return np.unique(self.t)
+
+    @cached_property
+    def counts(self) -> NDArray[np.int_]:
+        """Number of points at every time, shape (T,)."""
+        return np.unique(self.t, return_counts=True)[1]
 
     @property
     def dim(self) -> int:
@@ -92,7 +106,7 @@ class Snapshots:
 
     def at(self, time: float) -> Array:
         """The points observed at one time, shape (n_j, d)."""
-        return self.x[self.t == time]
+        return _some(self.x, self.t == time)
 
     def groups(self) -> list[Array]:
         """The points of every time, in the order of :attr:`times`."""
@@ -105,7 +119,19 @@ class Snapshots:
     def subset(self, chosen: NDArray[np.bool_]) -> Snapshots:
         """Some of the points, by a mask of shape (n,)."""
         weights = None if self.weights is None else _of_mean_one(self.weights[chosen], self.t[chosen])
-        return Snapshots(self.x[chosen], self.t[chosen], self.names, weights)
+        return Snapshots(_some(self.x, chosen), self.t[chosen], self.names, weights)
+
+    def share(self, rank: int, count: int) -> Snapshots:
+        """The points that one of several processes keeps: every so manyth of a snapshot, or all of a small one."""
+        if count == 1:
+            return self
+        chosen = np.zeros(len(self.t), dtype=bool)
+        for time in self.times:
+            rows = np.flatnonzero(self.t == time)
+            chosen[rows[rank::count] if len(rows) >= LEAST_SHARE * count else rows] = True
+        # The weights stay as they are: what counts is the mean over all processes.
+        weights = None if self.weights is None else self.weights[chosen]
+        return Snapshots(_some(self.x, chosen), self.t[chosen], self.names, weights)
 
     def thinned(self, rng: np.random.Generator) -> Snapshots:
         """Keeps each point with a probability in proportion to its weight: a sample of the same law, of equal weights.
@@ -125,14 +151,26 @@ class Snapshots:
         return Snapshots(self.x[chosen], self.t[chosen], self.names)
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Snapshots, Snapshots | None]:
-        """Holds out a fraction of every snapshot, as long as three points stay; None if nothing can be held out."""
+        """Holds out a fraction of every snapshot, at most 4096 points and as long as three stay; None if none can be."""
         held = np.zeros(len(self.t), dtype=bool)
         for time in self.times:
             rows = np.flatnonzero(self.t == time)
-            n = min(round(fraction * len(rows)), len(rows) - MIN_POINTS_PER_TIME)
+            n = min(round(fraction * len(rows)), MOST_HELD_OUT, len(rows) - MIN_POINTS_PER_TIME)
             held[rng.permutation(rows)[:max(n, 0)]] = True
         complete = all((self.t[held] == time).any() for time in self.times)
         return (self.subset(~held), self.subset(held)) if complete else (self, None)
+
+
+def on_disk(x: Any) -> Any:
+    """Returns points of a memory map as rows that stay on disk; None if they are something else."""
+    if isinstance(x, np.memmap) and x.dtype.kind in "fiub" and x.ndim == 2:
+        return Mapped(x)
+    return x if isinstance(x, Mapped) else None
+
+
+def _some(x: Array, chosen: NDArray[Any]) -> Array:
+    """Some of the points, by a mask or their places; of points on disk nothing is read."""
+    return cast(Array, x.part(chosen)) if isinstance(x, Mapped) else x[chosen]
 
 
 def check_weights(weights: ArrayLike, n: int) -> Array:
@@ -186,12 +224,30 @@ def floats(values: Any, what: str) -> Array:
         raise SnapshotError(f"{what} must be an array of numbers, all rows of one length ({error})") from error
 
 
-def mean_and_variance(x: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """The mean and variance of each coordinate, shape (d,), of points x, shape (n, d), with weights, shape (n,)."""
+def mean_and_variance(x: Array, weights: Array | None = None,
+                      of: Callable[[Array], Array] = lambda points: points) -> tuple[Array, Array]:
+    """The mean and variance of each coordinate, shape (d,), of points x, shape (n, d), with weights, shape (n,).
+
+    Arguments:
+        x: the points, in memory or on disk.
+        weights: of the points; equal if left out.
+        of: what is done to the points first.
+    """
+    if isinstance(x, Mapped):
+        mean = _average(x, weights, of)
+        return mean, _average(x, weights, lambda points: (of(points) - mean) ** 2)
+    x = of(x)
     if weights is None:
         return x.mean(0), x.var(0)
     mean = np.average(x, 0, weights)
     return mean, np.average((x - mean) ** 2, 0, weights)
+
+
+def _average(x: Array, weights: Array | None, of: Callable[[Array], Array]) -> Array:
+    if weights is None:
+        return sum((of(block).sum(0) for _, block in blocks(x)), np.zeros(x.shape[1])) / len(x)
+    total = sum(((of(block) * weights[place, None]).sum(0) for place, block in blocks(x)), np.zeros(x.shape[1]))
+    return total / weights.sum()
 
 
 def _of_largest(weights: Array, t: Array) -> Array:
@@ -217,9 +273,10 @@ def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
     Raises:
         SnapshotError: if one is not; it names the rows.
     """
-    rows, columns = np.nonzero(~np.isfinite(x))
-    if len(rows):
-        bad = np.unique(rows)
+    found = [(place.start + rows, columns) for place, block in blocks(x)
+             for rows, columns in [np.nonzero(~np.isfinite(block))] if len(rows)]
+    if found:
+        bad, columns = np.unique(np.concatenate([rows for rows, _ in found])), found[0][1]
         raise SnapshotError(f"{len(bad)} points have missing or infinite values (NaN or inf), in rows {listed(bad)}, the "
                             f"first in coordinate {names[columns[0]]!r}; drop or impute them")
     rows = np.flatnonzero(~np.isfinite(t))
@@ -230,12 +287,14 @@ def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
 
 def _check_spread(x: Array, weights: Array | None, names: tuple[str, ...]) -> None:
     """Refuses coordinates that do not vary, or too little for floating point."""
-    size = np.abs(x).max(0)
+    size = np.max([np.abs(block).max(0) for _, block in blocks(x)], 0)
     # Squares of what is far from one would be lost.
-    spread = np.sqrt(mean_and_variance(x / np.where(size > 0, size, 1), weights)[1])
+    unit = np.where(size > 0, size, 1)
+    spread = np.sqrt(mean_and_variance(x, weights, lambda points: points / unit)[1])
     place = int((spread > LEAST_SPREAD).argmin())
     if spread[place] <= LEAST_SPREAD:
-        raise SnapshotError(f"coordinate {names[place]!r} never varies; leave it out" if np.ptp(x[:, place]) == 0 else
+        ends = [(block[:, place].min(), block[:, place].max()) for _, block in blocks(x)]
+        raise SnapshotError(f"coordinate {names[place]!r} never varies; leave it out" if np.ptp(ends) == 0 else
                             f"coordinate {names[place]!r} varies by {spread[place]:.1g} of its size only; subtract what is "
                             "common to all points, or leave it out")
     place = int((spread * size).argmin())
@@ -245,10 +304,11 @@ def _check_spread(x: Array, weights: Array | None, names: tuple[str, ...]) -> No
 
 def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
     """Refuses what is lost in floating point: large values when squared, close times in float32."""
-    rows, columns = np.nonzero(np.abs(x) > LARGEST)
-    if len(rows):
-        raise SnapshotError(f"coordinate {names[columns[0]]!r} has {x[rows[0], columns[0]]:g} in row {rows[0]}, beyond "
-                            f"{LARGEST:g}; drop such points or change the unit")
+    for place, block in blocks(x):
+        rows, columns = np.nonzero(np.abs(block) > LARGEST)
+        if len(rows):
+            raise SnapshotError(f"coordinate {names[columns[0]]!r} has {block[rows[0], columns[0]]:g} in row "
+                                f"{place.start + rows[0]}, beyond {LARGEST:g}; drop such points or change the unit")
     span = times[-1] - times[0]
     if not 1 / LARGEST < span < LARGEST:
         raise SnapshotError(f"times from {times[0]:g} to {times[-1]:g} are out of range; change their unit")

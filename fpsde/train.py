@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from fpsde.compiled import compiled
+from fpsde.ranks import count, everywhere, mean_value, together
+
 __all__ = ["Offer", "Report", "State", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "copy_state",
            "one_thread", "singular_matrices", "train"]
 
@@ -85,11 +88,11 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
           score: Callable[[Any], float], config: TrainConfig, *,
           before: Callable[[int, tuple[Any, ...]], None] | None = None,
           report: Callable[[Report, Any], None] | None = None, offer: Offer | None = None,
-          saved: State | None = None) -> TrainResult:
+          saved: State | None = None, compile: bool = False) -> TrainResult:
     """Trains a module whose forward is the loss.
 
     A step whose loss or gradient is not finite is skipped and counted: it reaches neither the parameters nor the
-    optimiser.
+    optimiser. Where several processes train together, gradient, score and what is skipped are those of all.
 
     Arguments:
         module: returns a tuple whose first entry, also named `loss`, is the scalar to descend.
@@ -102,6 +105,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         offer: called after every step, with the state of the loop.
         saved: a state that was offered, to go on from. Whatever `draw`, `score` and `before` hold is for the caller to
             restore.
+        compile: whether to compile the module, if this process is alone; the batches must be of one shape.
 
     Raises:
         TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
@@ -112,6 +116,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     if saved is not None:
         loop.restore(saved)
+    forward = compiled(module) if compile and count() == 1 else together(module, trained)
     start = time.monotonic()
     for step in range(loop.step, config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -120,11 +125,12 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         batch = draw(step)
         if before is not None:
             before(step, batch)
-        terms = module(*batch)
+        terms = forward(*batch)
         optimiser.zero_grad(set_to_none=True)
         terms.loss.backward()
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
-        setattr(optimiser, "found_inf", loop.skips.count(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm)))  # noqa: B010
+        usable = everywhere(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm))
+        setattr(optimiser, "found_inf", loop.skips.count(usable))  # noqa: B010
         optimiser.step()
         average.update_parameters(module)
         if loop.skips.read(step, last=step + 1 == config.steps) >= config.patience:
@@ -132,7 +138,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
                 f"the loss or its gradient was not finite in {loop.skips.longest} steps in a row, the last at step "
                 f"{step + 1}; lower the learning rate, look for outliers in the data, or use fewer components")
         if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
-            value = score(average.module)
+            value = mean_value(score(average.module))
             if value <= loop.best:
                 loop.best, loop.best_step, loop.best_state = value, step + 1, copy_state(average.module)
         loop.step = step + 1

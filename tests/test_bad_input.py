@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+import tempfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,12 +263,20 @@ def nan_at(row, column, value=np.nan):
     return x
 
 
+def mapped(x):
+    with tempfile.TemporaryFile() as file:
+        on_disk = np.memmap(file, x.dtype, shape=x.shape)
+    on_disk[:] = x
+    return on_disk
+
+
 WIDE = RNG.normal(size=(9, 5))
 ARRAYS = {
     "lists": fit(X.tolist(), T.tolist(), right=GOOD),
     "float16": fit(X.astype(np.float16), right=(X.astype(np.float16), T)),
     "float32": fit(X.astype(np.float32), right=(X.astype(np.float32), T)),
     "whole numbers": fit((X * 100).astype(np.int8), right=((X * 100).astype(np.int8), T)),
+    "a memory map": fit(mapped(X), right=GOOD),
     "bool": fit(X > 0, right=(X > 0, T)),
     "objects that are numbers": fit(X.astype(object), right=GOOD),
     "words that are numbers": fit(X.astype(str), T.astype(str), right=GOOD),

@@ -10,6 +10,7 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
+    ["compiled", "mapped", "ranks"],
     ["taylor", "spline", "snapshots", "metrics", "files", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory", "simulation"],
     ["archive", "conditioner", "coordinates", "covariance", "model_file", "paths_file", "plane", "state_file"],
@@ -20,7 +21,7 @@ LAYERS = [
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble", "path"],
     ["config", "readouts", "assembly"],
-    ["uncertainty"],
+    ["networks", "uncertainty"],
     ["identification", "identifiability", "arguments", "fingerprint"],
     ["fitted"],
     ["estimator"],
@@ -42,7 +43,8 @@ def imports(path):
         if node in typing_only:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fpsde":
-            yield node.module.partition(".")[2] or "__init__"
+            yield from [node.module.partition(".")[2]] if "." in node.module else [
+                alias.name if alias.name in LAYER_OF else "__init__" for alias in node.names]
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "fpsde":
