@@ -219,6 +219,7 @@ class _Fit:
 
         def draw(step: int) -> tuple[Any, ...]:
             noise = torch.randn(PATH_TIMES, 1, self.density.noise_size, generator=self.generator, device=self.device)
+            noise = noise.to(self.density.means)
             return *self.kept.draw(self.t, self.config.points), self._times(PATH_TIMES), torch.cat([noise, -noise], 1)
 
         self._train(loss, round(share * self.config.steps), [{"params": list(self.density.parameters())}], draw,

@@ -58,7 +58,7 @@ def test_curves_are_those_that_a_phase_changes(drift, phases, data):
 def test_weight_of_the_residual_grows_until_half_way(data, monkeypatch):
     """Over the steps that follow those of the path alone: by equal factors, then it stays."""
     fit, calls = Fit(data, config(steps=100, residual_weights=(0.001, 0.1)), 0, CPU, None, None, Course()), []
-    monkeypatch.setattr(fit, "_train", lambda steps, groups, draw, score: calls.append((steps, draw)))
+    monkeypatch.setattr(fit, "_train", lambda module, steps, groups, draw, score: calls.append((steps, draw)))
     fit.done = 40
     fit.refine_path(0.5)
     fit.done = 70
