@@ -187,9 +187,10 @@ class _Fit:
         loss = PathLoss(self.density, self.t, *chosen)
 
         def draw(step: int) -> tuple[Any, ...]:
-            t = self._times(PATH_TIMES)
-            noise = torch.randn(len(t), 1, self.density.noise_size, generator=self.generator, device=self.device)
-            return *self.kept.draw(self.t, self.points), t, torch.cat([noise, -noise], 1)
+            n = math.ceil(PATH_TIMES / ranks.count())
+            noise = torch.randn(n, 1, self.density.noise_size, generator=self.generator, device=self.device)
+            noise = torch.cat([noise, -noise], 1).to(self.density.means)
+            return *self.kept.draw(self.t, self.points), self._times(PATH_TIMES), noise
 
         steps, fast = round(share * self.config.steps), self.config.compile
         if fast is None:
