@@ -172,9 +172,9 @@ X, T = rotating_snapshots(64, np.array([0.0, 0.5, 1.0]))
 def fit(data, folder=None, after=None, **settings):
     """Fits, and returns what tells it from other fits; after so many checkpoints the first process breaks off."""
     if after is not None and ranks.first():
-        from fpsde import resume
+        from fpsde import checkpoints
 
-        left, write = [after], resume.write_state
+        left, write = [after], checkpoints.write_state
 
         def break_off(path, state):
             write(path, state)
@@ -182,7 +182,7 @@ def fit(data, folder=None, after=None, **settings):
             if not left[0]:
                 os._exit(1)
 
-        resume.write_state = break_off
+        checkpoints.write_state = break_off
     chosen = {"n_components": 2, "max_steps": 10, "hidden": (4,), "random_state": None, "device": "cpu", **settings}
     model = FokkerPlanckSDE(**chosen).fit(*data, checkpoint=folder, checkpoint_seconds=0.0)
     states = [part.state_dict() for part in (model.sde_, model.density_)]
