@@ -39,8 +39,10 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
 
     def forward(*arguments: Any) -> Any:
         nonlocal fast, tried
-        if fast is None or tried:
-            return (fast or module)(*arguments)
+        if fast is None:
+            return module(*arguments)
+        if tried:
+            return fast(*arguments)
         tried = True
         try:
             return fast(*arguments)

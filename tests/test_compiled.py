@@ -49,6 +49,25 @@ def test_what_is_wrong_with_the_step_itself_is_raised(monkeypatch):
         compiled(Wrong())()
 
 
+def test_compiled_code_serves_every_call(monkeypatch):
+    class Fast:
+        """Like what torch.compile returns: a module that has no truth value where the original has no length."""
+
+        def __init__(self, module):
+            self.calls = 0
+
+        def __len__(self):
+            raise TypeError("no length")
+
+        def __call__(self):
+            self.calls += 1
+            return self.calls
+
+    monkeypatch.setattr("torch.compile", lambda module, **_: Fast(module))
+    forward = compiled(nn.Module())
+    assert [forward(), forward(), forward()] == [1, 2, 3]
+
+
 def test_a_wrong_setting():
     with pytest.raises(ValueError, match="compile must be 'auto', True or False, got 'yes'"):
         fit(compile="yes")
