@@ -265,3 +265,20 @@ def test_bad_calls_are_named():
         net.derivatives(t, x, -1)
     with pytest.raises(ValueError, match="mode must"):
         net.derivatives(t, x, 1, mode="forward")
+
+
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+def test_memory_is_linear_in_the_dimension(conditioner, device):
+    """What autograd holds for the backward pass, and what there is of parameters but for the linear part."""
+    held = []
+    for dim in (40, 80, 160):
+        net, sizes = build(dim, conditioner, device, linear=False), {}
+
+        def hold(tensor, sizes=sizes):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            net.derivatives(*points(dim, device), order=2)
+        held.append(sum(sizes.values()) + sum(p.nbytes for p in net.parameters()))
+    assert held[2] - held[1] <= 2.1 * (held[1] - held[0])
