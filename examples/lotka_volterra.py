@@ -1,7 +1,7 @@
 """The main job from end to end: snapshots of a noisy predator-prey system in, a fitted SDE out.
 
-Nothing of the model's form is told: drift and noise are free functions of the state, the same at all times. The learned
-drift is then regressed on the terms of the true equations to see whether it found them.
+Of the model's form is told only that populations are positive: drift and noise are free functions of the state, the same at
+all times. The learned drift is then regressed on the terms of the true equations to see whether it found them.
 """
 
 import runpy
@@ -42,7 +42,8 @@ def main() -> None:
     start = time.monotonic()
     data = read_snapshots(DATA, time="time")
     print(f"{len(data.t)} points of {', '.join(data.names)} at {len(data.times)} times, each point seen once")
-    model = FokkerPlanckSDE(8, drift="autonomous", diffusion="state", max_steps=1000, random_state=0, verbose=1)
+    model = FokkerPlanckSDE(8, drift="autonomous", diffusion="state", positive=True, max_steps=1000, random_state=0,
+                            verbose=1)
     model.fit(data.x, data.t)
     compare_with_truth(model, data)
     print(f"\n{format_scores(evaluate_steps(model, data, max_points=200))}")
