@@ -147,6 +147,26 @@ def dense_by_autograd(net, t, x):
     return f, torch.stack(first, -1), torch.stack(second, -1)
 
 
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+def test_without_gradient_nothing_is_recorded(conditioner, device, close):
+    net = build(3, conditioner, device)
+    t, x = points(3, device)
+    with torch.no_grad():
+        taylor, reverse = (net.derivatives(t, x, 2, mode) for mode in ("taylor", "reverse"))
+    assert len(reverse) == 3
+    for a, b in zip(taylor, reverse, strict=True):
+        close(b, a, 1e-9)
+        assert not a.requires_grad and not b.requires_grad
+
+
+@pytest.mark.parametrize("time", [True, False])
+@pytest.mark.parametrize("conditioner", CONDITIONERS)
+def test_every_parameter_matters(conditioner, time, device):
+    net = build(3, conditioner, device, time=time)
+    net(*points(3, device)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in net.parameters())
+
+
 def test_time_can_be_switched_off(device):
     t, x = points(3, device)
     still = build(3, "masked", device, time=False)
