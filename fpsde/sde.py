@@ -58,15 +58,16 @@ class FittedSDE(nn.Module):
         """Drift at time t, shape () or (n,), and points y, shape (n, d): shape (n, d), data units per time unit."""
         if self.coordinates.any_positive:
             return self.f_and_g(t, y)[0]
-        return self.coordinates.drift(y, self.drift(*self._place(t, self.coordinates.inside(y)))).to(y)
+        return self.coordinates.drift(y, self.drift(*self.place(t, self.coordinates.inside(y)))).to(y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         """Diffusion at time t and points y, shape (n, d), data units per square root of the time unit."""
-        return self.coordinates.diffusion(y, self.diffusion(*self._place(t, self.coordinates.inside(y)))).to(y)
+        return self.coordinates.diffusion(y, self.diffusion(*self.place(t, self.coordinates.inside(y)))).to(y)
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Drift and diffusion together."""
-        f, g = self.dimensionless(t, self.coordinates.inside(y))
+        place = self.place(t, self.coordinates.inside(y))
+        f, g = self.drift(*place), self.diffusion(*place)
         return self.coordinates.drift(y, f, g).to(y), self.coordinates.diffusion(y, g).to(y)
 
     def potential(self, y: Tensor) -> Tensor:
@@ -94,13 +95,13 @@ class FittedSDE(nn.Module):
             raise ValueError("no growth was learned: fit with growth='learned' or growth='counts'")
         return (self.growth(self.coordinates.inside(y).to(self.growth.readout)) / self.coordinates.clock[1]).to(y)
 
-    def dimensionless(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift and diffusion at times in data units and dimensionless points z, shape (n, d), in dimensionless units."""
-        place = self._place(t, z)
-        return self.drift(*place), self.diffusion(*place)
+    def place(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Where drift and diffusion are evaluated: dimensionless time and points, in their precision.
 
-    def _place(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Dimensionless time and points in the nets' precision."""
+        Arguments:
+            t: time in data units, shape () or (n,).
+            z: dimensionless points, shape (n, d).
+        """
         tau = self.coordinates.time(torch.as_tensor(t, dtype=torch.float64, device=z.device))
         if not self.autonomous:
             # Outside the data's times the equation stays what it was at the nearest one.
@@ -178,15 +179,14 @@ class _Dimensionless(nn.Module):
         self.sde, self.reached, self.calls = sde, reached, 0
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.f(t, y), self.g(t, y)
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
         # On a GPU, to ask for the time is to wait for it.
         if self.calls % CALLS_BETWEEN_REPORTS == 0:
             self.reached(t)
         self.calls += 1
-        f, g = self.sde.dimensionless(t, y)
-        return f / self.sde.coordinates.span, g / math.sqrt(self.sde.coordinates.span)
-
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.f_and_g(t, y)[0]
+        return self.sde.drift(*self.sde.place(t, y)) / self.sde.coordinates.span
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.f_and_g(t, y)[1]
+        return self.sde.diffusion(*self.sde.place(t, y)) / math.sqrt(self.sde.coordinates.span)

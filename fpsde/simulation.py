@@ -84,11 +84,25 @@ class _Watched(nn.Module):
         self.finite = self.finite & torch.isfinite(y).all(-1)
         self.lost = torch.minimum(self.lost, torch.where(self.finite.all(), math.inf, t.double()))
 
+
+class _Together(_Watched):
+    """Drift and diffusion in one call, for Euler's method.
+
+    To see shapes, torchsde evaluates an equation where each call starts, and then again for the first step: once is enough.
+    """
+
+    last: tuple[Tensor, Tensor, tuple[Tensor, Tensor]] | None = None
+
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        self.look(t, y)
-        both: tuple[Tensor, Tensor] = self.sde.f_and_g(t, y) if hasattr(self.sde, "f_and_g") else (
-            self.sde.f(t, y), self.sde.g(t, y))
-        return both
+        if self.last is None or y is not self.last[1] or t != self.last[0]:
+            self.look(t, y)
+            both = self.sde.f_and_g(t, y) if hasattr(self.sde, "f_and_g") else (self.sde.f(t, y), self.sde.g(t, y))
+            self.last = t, y, both
+        return self.last[2]
+
+
+class _Apart(_Watched):
+    """Drift and diffusion in two calls, for the methods that want them at different places."""
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         self.look(t, y)
@@ -156,7 +170,8 @@ def _simulate_chunk(sde: nn.Module, y0: Tensor, stops: Tensor, time_step: float,
     seeds = [_seed(seed[0], seed[1] + k) for k in range(-(-len(y0) // BLOCK))]
     generators = [torch.Generator(device=y0.device).manual_seed(s) for s in seeds]
     increments = FreshIncrements((y0.shape[0], y0.shape[1]), generators, y0.dtype)
-    watched, path = _Watched(sde, len(y0), y0.device), y0.new_empty(len(stops), *y0.shape)
+    watched = (_Together if method == "euler" else _Apart)(sde, len(y0), y0.device)
+    path = y0.new_empty(len(stops), *y0.shape)
     path[0] = y0
     for k in range(len(stops) - 1):
         first, last = float(stops[k]), float(stops[k + 1])
