@@ -194,13 +194,13 @@ class Timed:
     def __init__(self, model: FokkerPlanckSDE, seconds: float) -> None:
         self.model, self.seconds, self.pushed = model, seconds, False
 
-    def simulate(self, X0: Array, times: list[float], *, random_state: int) -> Array:
-        """Simulates and, at first, takes the time."""
+    def push(self, X0: Array, start: float, end: float, *, random_state: int) -> Array:
+        """Moves points and, at first, takes the time."""
         begin = time.process_time()
-        paths = self.model.simulate(X0, times, random_state=random_state)
+        moved = self.model.push(X0, start, end, random_state=random_state)
         if not self.pushed:
             self.seconds, self.pushed = self.seconds + time.process_time() - begin, True
-        return paths
+        return moved
 
     def sample(self, n: int, t: float, random_state: int) -> Array:
         """Draws from the density."""
