@@ -13,6 +13,7 @@ import io
 import json
 import platform
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -31,10 +33,25 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
-from fpsde import FokkerPlanckSDE, archive, assembly, estimator, model_file, reading, snapshots
+from fpsde import (
+    FokkerPlanckSDE,
+    archive,
+    assembly,
+    checkpoints,
+    estimator,
+    identification,
+    model_file,
+    reading,
+    snapshots,
+    state_file,
+    train,
+)
+from fpsde.checkpoints import CheckpointError, saved_states
 from fpsde.files import FileError, digest
 from fpsde.reading import read_snapshots, read_start
 from fpsde.snapshots import SnapshotError
+from fpsde.state_file import StateFileError
+from fpsde.train import StateError, TrainingError
 
 SECONDS = 5
 MEBIBYTES = 256
@@ -58,6 +75,8 @@ class Kind(NamedTuple):
     modules: tuple[str, ...]
     share: float = 1.0
     """Of the inputs asked for: what is slow gets fewer."""
+    seconds: int = SECONDS
+    """What one may take: a fit may start anew."""
 
 
 class Outcome(NamedTuple):
@@ -130,12 +149,12 @@ def _header(part: bytes, rng: np.random.Generator) -> bytes:
     return part[:128].replace(b"<f8", dtype).replace(b"(", b"(" + shape, 1) + part[128:]
 
 
-def of_model(content: bytes, rng: np.random.Generator) -> bytes:
-    """Changes a value anywhere in a model's header, or a weight or its shape, and writes a true digest beside it."""
+def of_model(content: bytes, rng: np.random.Generator, tree: str = "header") -> bytes:
+    """Changes a value anywhere in a file's tree, or a tensor or its shape, and writes a true digest beside it."""
     try:
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8:8 + size])["__metadata__"]
-        header, tensors = json.loads(metadata["header"]), load(content)
+        header, tensors = json.loads(metadata[tree]), load(content)
     except Exception:
         return of_bytes(content, rng)
     if rng.random() < 0.6:
@@ -156,10 +175,15 @@ def of_model(content: bytes, rng: np.random.Generator) -> bytes:
             case _:
                 tensors[name] = tensors[name].T
     text = json.dumps(header)
-    metadata = {**metadata, "header": text}
+    metadata = {**metadata, tree: text}
     if "digest" in metadata:
         metadata["digest"] = digest(text, {name: torch.as_tensor(np.asarray(v, order="C")) for name, v in tensors.items()})
     return save({name: np.asarray(v, order="C") for name, v in tensors.items()}, metadata)
+
+
+def of_state(content: bytes, rng: np.random.Generator) -> bytes:
+    """The same for the state of a fit."""
+    return of_model(content, rng, "tree")
 
 
 def _change(part: Any, rng: np.random.Generator) -> None:
@@ -199,7 +223,27 @@ def kinds(folder: Path) -> dict[str, Kind]:
         model.save(folder / "seed.fpsde")
         models.append((folder / "seed.fpsde").read_bytes())
 
+    states = []
+    settings: dict[str, Any] = {"n_components": 1, "max_steps": 4, "hidden": (2,), "random_state": 0, "device": "cpu"}
+    for drift in ("time", "autonomous"):
+        state = folder / drift
+        FokkerPlanckSDE(drift=drift, **settings).fit(x, t, checkpoint=state, checkpoint_seconds=0.0)
+        left = saved_states(state)
+        states.append([path.read_bytes() for path in left])
+
+    def resume(path: Path, drift: str) -> None:
+        """A fit that goes on from a state, or starts anew because the state is refused."""
+        place = folder / "resumed"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        shutil.copy(path, place / left[0].name)
+        try:
+            FokkerPlanckSDE(drift=drift, **settings).fit(x, t, checkpoint=place, checkpoint_seconds=1e9)
+        except (CheckpointError, StateError, TrainingError) as error:
+            raise StateFileError(f"{path}: {error}") from error
+
     data = (reading.__file__, snapshots.__file__, archive.__file__)
+    kept = (checkpoints.__file__, identification.__file__, train.__file__, state_file.__file__)
     return {
         "csv": Kind(".csv", [text, b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"), text.replace(b"day", b"", 1)],
                     read_snapshots, of_rows, SnapshotError, data),
@@ -210,6 +254,12 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "model file": Kind(".fpsde", models, model_file.load_file, of_model, FileError, (model_file.__file__,), 0.1),
         "model": Kind(".fpsde", models, lambda path: FokkerPlanckSDE.load(path, device="cpu"), of_model, FileError,
                       (model_file.__file__, assembly.__file__, estimator.__file__), 0.04),
+        "state": Kind(".safetensors", [*states[0], *states[1]], state_file.read_state, of_state, StateFileError,
+                      (state_file.__file__,), 0.1),
+        "fit from a state": Kind(".safetensors", states[0], partial(resume, drift="time"), of_state, StateFileError, kept,
+                                 0.004, 60),
+        "autonomous fit from one": Kind(".safetensors", states[1], partial(resume, drift="autonomous"), of_state,
+                                        StateFileError, kept, 0.004, 60),
     }
 
 
@@ -228,7 +278,7 @@ def attempt(kind: Kind, path: Path, traced: bool) -> Outcome:
     if traced:
         tracemalloc.start()
         sys.settrace(trace)
-    signal.alarm(SECONDS)
+    signal.alarm(kind.seconds)
     try:
         kind.read(path)
         said = "read"
@@ -307,7 +357,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError("too long")
 
     signal.signal(signal.SIGALRM, late)
     # In memory where there is such a folder: most of the time would go into the disk.

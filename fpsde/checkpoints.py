@@ -21,7 +21,7 @@ from fpsde.files import FileError, check_writable
 from fpsde.interruption import Interruption
 from fpsde.ranks import told_by_first
 from fpsde.state_file import StateFileError, read_state, write_state
-from fpsde.train import State
+from fpsde.train import State, restoring
 
 try:
     import fcntl
@@ -64,8 +64,11 @@ class Course:
         self._saved = told_by_first(lambda: self._saved)
         first = 0
         if self._saved is not None:
-            first, self.loop = self._saved["phase"], self._saved["loop"]
-            put(self._saved["start"])
+            with restoring():
+                first, self.loop = int(self._saved["phase"]), self._saved["loop"]
+                if not 0 <= first <= len(phases):
+                    raise ValueError(f"phase {first} of {len(phases)}")
+                put(self._saved["start"])
         for phase in range(first, len(phases)):
             self._begin(phase, take)
             phases[phase]()
@@ -100,6 +103,7 @@ class Checkpoints:
     Raises:
         CheckpointError: if the folder cannot be written to or is in use, if its states cannot be read, or if they are of
             another fit; it says what differs.
+        StateError: if a state is not one of a fit at all.
     """
 
     def __init__(self, folder: str | Path, fields: Mapping[str, Any], seed: int, seconds: float) -> None:
@@ -157,8 +161,9 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint can be written: {error}") from error
         state = self._read()
         if state is not None:
-            self._compare(state["fields"])
-            self.seed, self._states = state["seed"], state["members"]
+            with restoring():
+                fields, self.seed, self._states = dict(state["fields"]), int(state["seed"]), list(state["members"])
+            self._compare(fields)
 
     def _lock(self, opened: ExitStack) -> None:
         """Keeps a second fit out; the system lets go of the lock when the process ends, however it does."""

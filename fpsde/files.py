@@ -103,5 +103,7 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        # One without elements may have no stride to view bytes by.
+        if tensor.numel():
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -42,7 +42,7 @@ from fpsde.projection import ReadoutSolver
 from fpsde.readouts import solve_moments
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, State, TrainConfig, copy_state, train
+from fpsde.train import Report, State, TrainConfig, copy_state, restoring, train
 
 __all__ = ["Identification", "identify"]
 
@@ -151,7 +151,11 @@ class _Fit:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in state["learning"])
         self.paths = [self._path_of(part) for part in state["paths"]]
-        self.history, self.summary, self.done = state["history"], state["summary"], state["done"]
+        self.history, self.summary, self.done = list(state["history"]), dict(state["summary"]), int(state["done"])
+        if not 0 <= self.done <= self.config.steps or not math.isfinite(self.summary["skipped_steps"]):
+            raise ValueError(f"{self.done} of {self.config.steps} steps")
+        # What is of other sizes than the data shows when it meets them.
+        self._likelihood(self.density)
         self._tell("taken up again")
 
     def _path_of(self, state: State) -> GaussianMixturePath:
@@ -349,12 +353,13 @@ class _Fit:
 
         saved = self.course.loop
         if saved is not None:
-            self.generator.set_state(saved["generator"])
-            ranks.part_ways(self.generator, self.seed, first, saved["training"]["step"])
-            self.history = saved["history"]
-            if solver is not None:
-                solver.restore(saved["solver"])
-            saved = saved["training"]
+            with restoring():
+                self.generator.set_state(saved["generator"])
+                ranks.part_ways(self.generator, self.seed, first, saved["training"]["step"])
+                self.history = list(saved["history"])
+                if solver is not None:
+                    solver.restore(saved["solver"])
+                saved = saved["training"]
         config = TrainConfig(steps=steps, learning_rate=self.config.learning_rate, check_every=max(1, min(100, steps // 8)))
         result = train(module, groups, draw, score, config, before=before, report=report, offer=offer, saved=saved,
                        compile=compile)

@@ -101,7 +101,7 @@ class ReadoutSolver:
 
     def restore(self, state: State) -> None:
         """Goes on from a state of a solver that was made for the same start."""
-        self.turn = state["turn"]
+        self.turn = int(state["turn"]) % len(self.systems)
         for system, averages in zip(self.systems, state["systems"], strict=True):
             for name, average in system.averages().items():
                 average.copy_(averages[name])

@@ -21,7 +21,7 @@ from fpsde.field import FREE, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
-from fpsde.train import Offer, State
+from fpsde.train import Offer, State, restoring
 
 __all__ = ["coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
 
@@ -128,9 +128,11 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
     split = fields[0].get_readout().numel()
     end = split + fields[1].get_readout().numel()
     if saved is not None:
-        rounds = saved["rounds"]
-        for field, readout in zip(fields, saved["readouts"], strict=True):
-            field.set_readout(readout)
+        with restoring():
+            # Whatever it says, no more rounds than there were to be, and one at least for what it returns.
+            rounds = min(max(int(saved["rounds"]), 1), rounds)
+            for field, readout in zip(fields, saved["readouts"], strict=True):
+                field.set_readout(readout.reshape(field.get_readout().shape))
     for left_over in range(rounds - 1, -1, -1):
         noise = equations.noise()
         matrix, left = equations.linearise()

@@ -61,8 +61,10 @@ def read_state(path: Path) -> State:
         if digest(tree, tensors) != metadata["digest"]:
             raise StateFileError(f"{path}: damaged, its content is not what was written")
         state: State = _put_back(json.loads(tree), tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise StateFileError(f"{path}: damaged ({error})") from error
+    except StateFileError:
+        raise
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise StateFileError(f"{path}: damaged ({' '.join(str(error).split()):.200})") from error
     return state
 
 

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fpsde.compiled import compiled
 from fpsde.ranks import count, everywhere, mean_value, together
 
-__all__ = ["Offer", "Report", "State", "TrainConfig", "TrainResult", "TrainingError", "choose_device", "copy_state",
-           "one_thread", "singular_matrices", "train"]
+__all__ = ["Offer", "Report", "State", "StateError", "TrainConfig", "TrainResult", "TrainingError", "choose_device",
+           "copy_state", "one_thread", "restoring", "singular_matrices", "train"]
 
 
 State = dict[str, Any]
@@ -36,6 +36,10 @@ STEPS_BETWEEN_READS = 16
 
 class TrainingError(ArithmeticError):
     """Training cannot go on; the message says what happened and what to try."""
+
+
+class StateError(ValueError):
+    """A state does not fit what is to go on from it; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         compile: whether to compile the module, if this process is alone; the batches must be of one shape.
 
     Raises:
+        StateError: if the saved state does not fit.
         TrainingError: if `patience` steps in a row had to be skipped, or if no score was finite.
     """
     loop = _Loop(module, parameters, config)
@@ -115,7 +120,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     if saved is not None:
-        loop.restore(saved)
+        with restoring():
+            loop.restore(saved, config.steps)
     forward = compiled(module) if compile and count() == 1 else together(module, trained)
     start = time.monotonic()
     for step in range(loop.step, config.steps):
@@ -170,16 +176,28 @@ class _Loop:
                 "average": copy_state(self.average), "optimiser": {str(place): part for place, part in moments.items()},
                 "best": self.best, "best_step": self.best_step, "best_state": self.best_state}
 
-    def restore(self, state: State) -> None:
-        for name in ("step", "best", "best_step", "best_state"):
-            setattr(self, name, state[name])
-        self.skips.counts = state["skips"].to(self.skips.counts)
+    def restore(self, state: State, steps: int) -> None:
+        self.step, self.best, self.best_step = int(state["step"]), float(state["best"]), int(state["best_step"])
+        if not 0 <= self.step <= steps:
+            raise ValueError(f"step {self.step} of {steps}")
+        self.skips.counts.copy_(state["skips"])
         self.module.load_state_dict(state["module"])
+        self.average.module.load_state_dict(state["best_state"])
+        self.best_state = copy_state(self.average.module)
         self.average.load_state_dict(state["average"])
         # The groups are as they were made; their rates follow the schedule.
         groups = self.optimiser.state_dict()["param_groups"]
         moments = {int(place): part for place, part in state["optimiser"].items()}
+        trained = [p for group in self.optimiser.param_groups for p in group["params"]]
+        for place, part in moments.items():
+            if {name: value.shape for name, value in part.items()} != _moment_shapes(trained[place]):
+                raise ValueError(f"moments of parameter {place}")
         self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _moment_shapes(parameter: Tensor) -> dict[str, torch.Size]:
+    """What Adam holds of a parameter."""
+    return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
 
 
 def choose_device(name: str) -> torch.device:
@@ -212,6 +230,16 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def restoring() -> Iterator[None]:
+    """Says in one sentence that a state does not fit what is to go on from it: one from others may be wrong in any way."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise StateError(f"the checkpoint does not fit this fit ({what:.200}); remove its folder to start anew") from error
 
 
 @contextmanager
