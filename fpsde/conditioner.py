@@ -99,7 +99,8 @@ class MaskedConditioner(AbstractConditioner):
 
     def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
         both = torch.stack([x, x.flip(-1)])
-        inclusive = (self.before + torch.eye(self.dim).to(self.before)).T.repeat_interleave(self.half_width, 1)
+        eye = torch.eye(self.dim, dtype=self.before.dtype, device=self.before.device)
+        inclusive = (self.before + eye).T.repeat_interleave(self.half_width, 1)
         strict = self.before.T.repeat_interleave(self.half_width, 0).repeat_interleave(self.half_width, 1)
         z = torch.baddbmm(self.first_shift, both, self.first * inclusive)
         if self.first_time is not None and time is not None:

@@ -101,7 +101,9 @@ class FittedSDE(nn.Module):
 
     def _place(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Dimensionless time and points in the nets' precision."""
-        tau = self.coordinates.time(torch.as_tensor(t, dtype=torch.float64, device=z.device))
+        t = torch.as_tensor(t, dtype=torch.float64)
+        # One time goes along as a number; to be sent to a GPU as a tensor, at every step, it would have to wait.
+        tau = self.coordinates.time(t.to(z.device) if t.ndim else t)
         if not self.autonomous:
             # Outside the data's times the equation stays what it was at the nearest one.
             tau = tau.clamp(0.0, 1.0)
