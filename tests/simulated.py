@@ -171,5 +171,7 @@ def simulation(monkeypatch):
     supported = optimisers._get_fused_kernels_supported_devices
     monkeypatch.setattr(optimisers, "_get_fused_kernels_supported_devices", lambda: [*supported(), "meta"])
     monkeypatch.setattr(torch, "Generator", _Generator)
+    # In place, module.double() would change what a tensor says of itself but not what it holds.
+    monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
     with _Calls(), _Operations(waits):
         yield waits

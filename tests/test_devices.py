@@ -17,6 +17,7 @@ from fpsde.coordinates import Coordinates
 from fpsde.diffusion import ConstantDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights
 from fpsde.hollow import HollowNet
+from fpsde.identifiability import _Scaled, identifiability
 from fpsde.identification import identify
 from fpsde.mixture import initial_path
 from fpsde.path import PathLoss
@@ -136,14 +137,33 @@ def test_paths_wait_at_their_times_only(waits):
 SETTINGS = {"time": {"n_components": 32}, "autonomous": {"growth": "counts"}, "gradient": {"diffusion": "constant"}}
 
 
-@pytest.mark.parametrize("drift", ["time", *(pytest.param(name, marks=pytest.mark.slow) for name in ("autonomous", "gradient"))])
-def test_a_fit_is_that_of_the_cpu(drift, monkeypatch):
+@pytest.mark.parametrize(("drift", "asked"), [("time", False), *(
+    pytest.param(drift, True, marks=pytest.mark.slow) for drift in SETTINGS)])
+def test_a_fit_is_that_of_the_cpu(drift, asked, monkeypatch):
+    """And what it says of itself, where that is asked."""
     x, t = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
-    config = IdentificationConfig(**{"n_components": 2, **SETTINGS[drift]}, drift=drift, steps=10, hidden=(4,))
-    expected = identify(Snapshots.of(x, t), config, 0, CPU)
+    config = IdentificationConfig(**{"n_components": 2, **SETTINGS[drift]}, drift=drift, steps=10 if asked else 6, hidden=(4,))
+
+    def fit(device):
+        found = identify(Snapshots.of(x, t), config, 0, device)
+        points = [torch.tensor(x[t == time], dtype=torch.float32, device=device) for time in np.unique(t)]
+        sizes = torch.full((3,), 40.0, dtype=torch.float64, device=device) if config.growth else None
+        times = torch.tensor([0.0, 0.5, 1.0], device=device)
+        return found, identifiability(found.model, times, points, 1.0, sizes=sizes).worse if asked else 0.0
+
+    expected, known = fit(CPU)
     with simulation(monkeypatch):
-        found = identify(Snapshots.of(x, t), config, 0, DEVICE)
+        found, same = fit(DEVICE)
         assert found.summary == expected.summary
+        assert np.array_equal(same, known)
         for name, value in found.model.state_dict().items():
             assert value.device == DEVICE
             assert torch.equal(value.cpu(), expected.model.state_dict()[name])
+
+
+def test_a_diffusion_at_another_level_lies_where_it_was(waits):
+    noise = StateDiffusion(HollowNet(2, hidden=(4,)), torch.ones(2)).to(DEVICE)
+    t, x = torch.rand(5, device=DEVICE), torch.randn(5, 2, device=DEVICE)
+    scaled = _Scaled(noise, 2, 2.0)
+    assert scaled.get_readout().device == DEVICE
+    assert torch.equal(scaled(t, x), 2 * noise(t, x))
