@@ -34,8 +34,9 @@ class SnapshotBatches:
         self.generator, self.device = generator, device
         own = torch.tensor([len(x) for x in groups])
         self.all_counts = own.tolist() if counts is None else counts
-        self.counts = own.to(device)
-        self.first = (own.cumsum(0) - own).to(device)
+        ends = own.cumsum(0)
+        self.counts, self.first = own.to(device), (ends - own).to(device)
+        self.places = [slice(end - n, end) for n, end in zip(own.tolist(), ends.tolist(), strict=True)]
         # Of many points, the 2^24 steps of float32 would reach some far more often than others.
         self.fine = torch.float64 if int(own.max()) > MOST_BY_SINGLE else torch.float32
         self.x: Tensor | _Drawn = _points(groups, device)
@@ -49,7 +50,7 @@ class SnapshotBatches:
 
     def group(self, j: int) -> Tensor:
         """Returns all points of a snapshot, shape (n_j, d)."""
-        return self.x[int(self.first[j]):int(self.first[j] + self.counts[j])]
+        return self.x[self.places[j]]
 
     def mean(self, j: int, values: Tensor) -> Tensor:
         """Returns the mean of values at the points of a snapshot, shape (n_j,), under their weights."""
@@ -61,11 +62,12 @@ class SnapshotBatches:
         Several processes put together what each has.
         """
         points, weights = [], []
-        for j, (n, total) in enumerate(zip(self.counts.tolist(), self.all_counts, strict=True)):
+        for j, (place, total) in enumerate(zip(self.places, self.all_counts, strict=True)):
+            n = place.stop - place.start
             shared = n < total
             wanted = most * n // total if shared else most
             rows = torch.randperm(n, generator=self.generator, device=self.device)[:wanted] if n > wanted else None
-            x = self.group(j) if rows is None else self.x[self.first[j] + rows]
+            x = self.group(j) if rows is None else self.x[place.start + rows]
             points.append(gathered(x) if shared else x)
             if self.weights is not None:
                 w = self.weights[j] if rows is None else self.weights[j][rows]

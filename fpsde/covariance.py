@@ -236,7 +236,7 @@ def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:
 def _inverse_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the inverse of the Cholesky factors, shape (..., d, d), and log det, shape (...)."""
     cholesky = torch.linalg.cholesky_ex(matrices).L
-    eye = torch.eye(cholesky.shape[-1]).to(cholesky)
+    eye = torch.eye(cholesky.shape[-1], dtype=cholesky.dtype, device=cholesky.device)
     inverse = torch.linalg.solve_triangular(cholesky, eye.expand_as(cholesky), upper=False)
     return inverse, 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
@@ -247,7 +247,8 @@ def _woodbury(delta: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     W = (U / delta) C^{-T/2}, where C = 1 + U^T U / delta.
     """
     scaled = columns / delta[..., None]
-    cholesky = torch.linalg.cholesky_ex(columns.mT @ scaled + torch.eye(columns.shape[-1]).to(columns)).L
+    eye = torch.eye(columns.shape[-1], dtype=columns.dtype, device=columns.device)
+    cholesky = torch.linalg.cholesky_ex(columns.mT @ scaled + eye).L
     w = torch.linalg.solve_triangular(cholesky, scaled.mT, upper=False).mT
     return w, delta.log().sum(-1) + 2 * cholesky.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 

@@ -44,7 +44,7 @@ class MovingFrame:
             covariance = offsets.mT @ offsets / x.shape[1]
             spread = covariance.diagonal(dim1=-2, dim2=-1)
             root = torch.linalg.cholesky_ex(covariance + torch.diag_embed(1e-6 * spread + 1e-12)).L
-            eye = torch.eye(x.shape[-1]).to(x)
+            eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
             self.whiten = torch.linalg.solve_triangular(root, eye.expand_as(root), upper=False)
         self.centre_rate = slope @ self.centre
         self.whiten_rate = torch.einsum("ab,bij->aij", slope, self.whiten)
@@ -122,7 +122,7 @@ class TestFunctions:
                        -sine * (y_rate @ self.waves.T)], -1),
             torch.cat([w[:, None].expand(*shape, d, d), y[..., i, None] * rows_j + y[..., j, None] * rows_i,
                        -sine[..., None] * waves[:, None]], -2),
-            torch.cat([torch.zeros(*shape, d, d).to(y), (2 * rows_i * rows_j).expand(*shape, -1, d),
+            torch.cat([y.new_zeros(*shape, d, d), (2 * rows_i * rows_j).expand(*shape, -1, d),
                        -cosine[..., None] * waves.square()[:, None]], -2))
 
 

@@ -165,7 +165,7 @@ class HollowNet(AbstractDrift):
             return torch.cat([hidden, c[0]], -1)
         linear = c[0] * x.reshape(-1, self.dim)
         if len(c) > 1:
-            linear = linear + c[1] * torch.eye(self.dim).to(x)[:, None]
+            linear = linear + c[1] * torch.eye(self.dim, dtype=x.dtype, device=x.device)[:, None]
         return torch.cat([hidden, linear, c[0]], -1)
 
     def readout_parameters(self) -> list[nn.Parameter]:
@@ -210,7 +210,7 @@ class HollowNet(AbstractDrift):
         return x.reshape(-1, self.dim), self._time_features(t.reshape(-1)) if self.time else None
 
     def _time_features(self, t: Tensor) -> Tensor:
-        angle = math.pi * t[:, None] * torch.arange(1, N_FREQUENCIES + 1).to(t)
+        angle = math.pi * t[:, None] * torch.arange(1, N_FREQUENCIES + 1, dtype=t.dtype, device=t.device)
         return torch.cat([2 * t[:, None] - 1, angle.sin(), angle.cos()], -1)
 
     def _transform(self, x: Tensor, h: Tensor, time: Tensor | None, order: int) -> Series:

@@ -300,7 +300,7 @@ class _Scaled(KnownDiffusion):
     """A diffusion at another level, held."""
 
     def __init__(self, diffusion: AbstractDiffusion, dim: int, scale: float) -> None:
-        super().__init__(torch.ones(dim, dtype=torch.float64))
+        super().__init__(torch.ones(dim, dtype=torch.float64, device=diffusion.get_readout().device))
         self.diffusion, self.scale = diffusion, scale
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:

@@ -374,7 +374,7 @@ class _Fit:
         if any(id(p) in learned for p in self.density.parameters()):
             values["likelihood"] = float(terms.likelihood) + self.log_volume
         if float(terms.residual):
-            centre = torch.zeros(1, self.data.dim).to(self.t)
+            centre = self.t.new_zeros(1, self.data.dim)
             values["residual"] = float(terms.residual)
             values["noise"] = float(self.model.diffusion(self.t[:1], centre).mean())
         return values

@@ -73,7 +73,8 @@ class PathLoss(nn.Module):
 
     def _pooled(self, x: Tensor) -> Tensor:
         """Log of the mean of the density over the snapshots, shape (M, N), which is not moved itself."""
-        chosen = torch.linspace(0, len(self.times) - 1, min(len(self.times), MAX_POOLED)).round().long()
+        most = min(len(self.times), MAX_POOLED)
+        chosen = torch.linspace(0, len(self.times) - 1, most, device=x.device).round().long()
         held = {f"density.{name}": value.detach() for name, value in self.density.state_dict().items()}
         points = x.reshape(1, -1, x.shape[-1]).expand(len(chosen), -1, -1)
         log_probs = functional_call(_LogProb(self.density), held, (self.times[chosen], points))

@@ -127,7 +127,7 @@ class GradientDrift(AbstractDrift):
         """The weights of the features, the symmetric matrix A and l, all in the unit of V."""
         i, j, unit = self._pairs()
         w, entries, offset = self.readout.split([self.n_features, len(i), self.dim])
-        upper = torch.zeros(self.dim, self.dim).to(w).index_put((i, j), unit * entries)
+        upper = w.new_zeros(self.dim, self.dim).index_put((i, j), unit * entries)
         return self._heights() * w, upper + upper.triu(1).T, offset / self.metric
 
     def _heights(self) -> Tensor:

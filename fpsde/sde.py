@@ -102,7 +102,9 @@ class FittedSDE(nn.Module):
             t: time in data units, shape () or (n,).
             z: dimensionless points, shape (n, d).
         """
-        tau = self.coordinates.time(torch.as_tensor(t, dtype=torch.float64, device=z.device))
+        t = torch.as_tensor(t, dtype=torch.float64)
+        # One time goes along as a number; to be sent to a GPU as a tensor, at every step, it would have to wait.
+        tau = self.coordinates.time(t.to(z.device) if t.ndim else t)
         if not self.autonomous:
             # Outside the data's times the equation stays what it was at the nearest one.
             tau = tau.clamp(0.0, 1.0)
@@ -179,14 +181,25 @@ class _Dimensionless(nn.Module):
         self.sde, self.reached, self.calls = sde, reached, 0
 
     def f_and_g(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self.f(t, y), self.g(t, y)
+        self._count(t)
+        place = self.sde.place(t, y)
+        return self._drift(*place), self._diffusion(*place)
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
+        self._count(t)
+        return self._drift(*self.sde.place(t, y))
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        return self._diffusion(*self.sde.place(t, y))
+
+    def _count(self, t: Tensor) -> None:
         # On a GPU, to ask for the time is to wait for it.
         if self.calls % CALLS_BETWEEN_REPORTS == 0:
             self.reached(t)
         self.calls += 1
-        return self.sde.drift(*self.sde.place(t, y)) / self.sde.coordinates.span
 
-    def g(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.sde.diffusion(*self.sde.place(t, y)) / math.sqrt(self.sde.coordinates.span)
+    def _drift(self, tau: Tensor, z: Tensor) -> Tensor:
+        return self.sde.drift(tau, z) / self.sde.coordinates.span
+
+    def _diffusion(self, tau: Tensor, z: Tensor) -> Tensor:
+        return self.sde.diffusion(tau, z) / math.sqrt(self.sde.coordinates.span)

@@ -82,7 +82,8 @@ class _Watched(nn.Module):
     def look(self, t: Tensor, y: Tensor) -> None:
         """Takes note of points y, shape (n, d), at a time."""
         self.finite = self.finite & torch.isfinite(y).all(-1)
-        self.lost = torch.minimum(self.lost, torch.where(self.finite.all(), math.inf, t.double()))
+        now = torch.zeros_like(self.lost) + t.double()
+        self.lost = torch.minimum(self.lost, torch.where(self.finite.all(), math.inf, now))
 
 
 class _Together(_Watched):

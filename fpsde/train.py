@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from fpsde.compiled import compiled
 from fpsde.ranks import count, everywhere, mean_value, together
@@ -138,7 +138,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         usable = everywhere(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm))
         setattr(optimiser, "found_inf", loop.skips.count(usable))  # noqa: B010
         optimiser.step()
-        average.update_parameters(module)
+        loop.follow()
         if loop.skips.read(step, last=step + 1 == config.steps) >= config.patience:
             raise TrainingError(
                 f"the loss or its gradient was not finite in {loop.skips.longest} steps in a row, the last at step "
@@ -165,10 +165,21 @@ class _Loop:
         self.module = module
         # Fused, for that is the one that leaves out an update when a tensor says so.
         self.optimiser = torch.optim.Adam(list(parameters), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.memory))
+        self.average, self.memory = AveragedModel(module), config.memory
         self.skips = _Skips(self.optimiser.param_groups[0]["params"][0].device)
         self.step = 0
         self.best, self.best_step, self.best_state = math.inf, 0, copy_state(self.average.module)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Lets the averages follow the parameters; torch's own way sends a count to the device and waits, every time."""
+        averages: list[Tensor] = list(self.average.module.parameters())
+        parameters: list[Tensor] = list(self.module.parameters())
+        if bool(self.average.n_averaged):
+            torch._foreach_lerp_(averages, parameters, 1 - self.memory)
+        else:
+            torch._foreach_copy_(averages, parameters)
+        self.average.n_averaged += 1
 
     def state(self) -> State:
         moments = self.optimiser.state_dict()["state"]

@@ -24,7 +24,8 @@ X, T = rotating_snapshots(60, np.array([0.0, 0.5, 1.0, 1.5]))
 QUICK = {"n_components": 2, "max_steps": 12, "hidden": (8,), "random_state": 0, "device": "cpu"}
 
 
-@parametrize_with_checks([FokkerPlanckSDE(n_components=2, max_steps=3, hidden=(4,), random_state=0)])
+# On a GPU the last digits depend on how many points are asked for at once.
+@parametrize_with_checks([FokkerPlanckSDE(n_components=2, max_steps=3, hidden=(4,), random_state=0, device="cpu")])
 @pytest.mark.filterwarnings("ignore:the number of points at a time varies")
 def test_scikit_learn(estimator, check):
     check(estimator)

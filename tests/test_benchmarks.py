@@ -1,0 +1,86 @@
+"""Benchmarks that are to run where no test can: here they run as small as can be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """The benchmark of a GPU, from the folder where it finds its own."""
+    sys.path.insert(0, BENCHMARKS)
+    import gpu
+
+    yield gpu
+    sys.path.remove(BENCHMARKS)
+
+
+def table(text, first):
+    """Rows of the table whose first column is named so, without its head."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    start = next(k for k, row in enumerate(lines) if row[0] == first)
+    rows = []
+    for row in lines[start + 2:]:
+        if len(row) != len(lines[start]):
+            break
+        rows.append(dict(zip(lines[start], row, strict=True)))
+    return rows
+
+
+def test_on_the_cpu(gpu, tmp_path):
+    gpu.main(["--device", "cpu", "--small", "--dims", "2", "--points", "64", "--seconds", "0", "-o", str(tmp_path / "t.md")])
+    text = (tmp_path / "t.md").read_text()
+    assert text.startswith("# A training step on the CPU\n")
+    assert "it says nothing about a GPU" in text
+    rows = table(text, "step")
+    assert [(row["step"], row["points"]) for row in rows] == [("path", "55"), ("nets", "64")]
+    for row in rows:
+        least, products, step = (float(row[name]) for name in ("least, ms", "products, ms", "eager, ms"))
+        assert 0 < least <= products < step
+        assert float(row["utilisation, %"]) == pytest.approx(100 * products / step, rel=0.1)
+        assert float(row["million points/s"]) == pytest.approx(int(row["points"]) / step / 1e3, rel=0.01)
+    errors = {row["precision"]: row for row in table(text, "d")}
+    for name in ("f", "Df", "D2f", "residual", "gradient"):
+        assert 0 < float(errors["float32"][name]) < 1e-4 < float(errors["bf16"][name]) < 0.1
+
+
+def test_products_are_counted_one_by_one(gpu):
+    a, b = torch.ones(64, 32), torch.ones(32, 8)
+    work, size = 2 * 64 * 32 * 8, 4 * (64 * 32 + 32 * 8 + 64 * 8)
+    for rate, moved, expected in ((1e9, 1e12, work / 1e9), (1e12, 1e9, size / 1e9)):
+        with gpu.Products(rate, moved) as products:
+            (a @ b).tanh()
+            a @ b
+        assert products.seconds == pytest.approx(2 * expected)
+
+
+def test_a_series_ends_with_memory(gpu, monkeypatch):
+    made = gpu.case
+
+    def case(step, dim, points, device):
+        if points > 128:
+            raise torch.cuda.OutOfMemoryError("full")
+        return made(step, dim, points, device)
+
+    monkeypatch.setattr(gpu, "case", case)
+    arguments = gpu.parse(["--device", "cpu", "--small", "--points", "256", "64", "512", "--seconds", "0"])
+    rows, said = gpu.series("nets", 2, arguments, gpu.Rates({"float32": 1e10}, 1e10))
+    assert len(rows) == 1
+    assert said[0] == "- nets, d = 2: memory ran out at 256 points."
+    assert "most points 64, utilisation" in said[1]
+
+
+@pytest.mark.gpu
+def test_on_the_gpu(gpu, device, tmp_path):
+    gpu.main(["--device", str(device), "--small", "--dims", "2", "--points", "64", "--variants", *gpu.VARIANTS, "-o",
+              str(tmp_path / "t.md")])
+    rows = table((tmp_path / "t.md").read_text(), "step")
+    # No variant failed: nothing in a step waits for the host, or it could not be captured.
+    for row in rows:
+        assert all(float(row[f"{variant}, ms"]) > 0 for variant in gpu.VARIANTS)
+        assert float(row["memory, GiB"]) > 0
