@@ -11,6 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from fpsde.field import picked
 from fpsde.taylor import ACTIVATIONS
 
 __all__ = ["AbstractConditioner", "LeaveOneOutConditioner", "MaskedConditioner", "random_weight"]
@@ -22,15 +23,16 @@ class AbstractConditioner(nn.Module):
     features: int
 
     @abstractmethod
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Evaluates the summaries.
 
         Arguments:
             time: time features, shape (n, n_time), or None when time is switched off.
             x: points, shape (n, d).
+            rows: the coordinates whose summaries are wanted, shape (G,); all if left out.
 
         Returns:
-            h, shape (d, n, features), with row i independent of x[:, i].
+            h, shape (d, n, features), or (G, n, features), with row i independent of x[:, i].
         """
 
 
@@ -57,14 +59,14 @@ class LeaveOneOutConditioner(AbstractConditioner):
         self.rho_shift = nn.Parameter(torch.zeros(dim, 1, width))
         self.rho_time = random_weight(dim, n_time, width, fan_in=1 + n_time) if n_time else None
 
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         terms = self.activation(x.T[:, :, None] * self.phi_scale + self.phi_shift) @ self.phi_mix
-        others = terms.sum(0) - terms
-        mix: Tensor = self.rho_mix
+        others = terms.sum(0) - picked(terms, rows)
+        mix = picked(self.rho_mix, rows)
         if self.rho_time is not None and time is not None:
             others = torch.cat([others, time.expand(len(others), -1, -1)], -1)
-            mix = torch.cat([mix, self.rho_time], 1)
-        return self.activation(torch.baddbmm(self.rho_shift, others, mix))
+            mix = torch.cat([mix, picked(self.rho_time, rows)], 1)
+        return self.activation(torch.baddbmm(picked(self.rho_shift, rows), others, mix))
 
 
 class MaskedConditioner(AbstractConditioner):
@@ -97,7 +99,7 @@ class MaskedConditioner(AbstractConditioner):
         self.second = random_weight(2, dim * half, dim * half, fan_in=half * max(dim / 2, 1))
         self.second_shift = nn.Parameter(torch.zeros(2, 1, dim * half))
 
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         both = torch.stack([x, x.flip(-1)])
         inclusive = (self.before + torch.eye(self.dim).to(self.before)).T.repeat_interleave(self.half_width, 1)
         strict = self.before.T.repeat_interleave(self.half_width, 0).repeat_interleave(self.half_width, 1)
@@ -106,7 +108,7 @@ class MaskedConditioner(AbstractConditioner):
             z = z + time @ self.first_time
         h = self.activation(torch.baddbmm(self.second_shift, self.activation(z), self.second * strict))
         h = h.unflatten(-1, (self.dim, self.half_width))
-        return torch.cat([h[0], h[1].flip(1)], -1).transpose(0, 1)
+        return picked(torch.cat([h[0], h[1].flip(1)], -1).transpose(0, 1), rows)
 
 
 def random_weight(*shape: int, fan_in: float) -> nn.Parameter:
