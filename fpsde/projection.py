@@ -161,7 +161,7 @@ class _NormalEquations:
             else:
                 constant = misfit - (matrix @ values[..., None]).squeeze(-1)
                 share = weight / misfit.shape[1]
-                normal += torch.block_diag(*(share * (matrix.mT @ matrix)))
+                _blocks(normal, len(matrix)).add_(matrix.mT @ matrix, alpha=share)
                 right += share * (matrix.mT @ constant[..., None]).flatten()
         normal, right = mean(normal), mean(right)
         usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
@@ -176,6 +176,11 @@ class _NormalEquations:
         factor, _ = torch.linalg.cholesky_ex(normal + torch.diag(damping))
         right = right + damping * values.flatten()
         return torch.cholesky_solve(right[:, None], factor).reshape(values.shape)
+
+
+def _blocks(normal: Tensor, n: int) -> Tensor:
+    """The n blocks of equal size along the diagonal of a matrix, shape (n, P, P), in place."""
+    return normal.unflatten(0, (n, -1)).unflatten(-1, (n, -1)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _add_products(normal: Tensor, matrix: Tensor, share: float) -> None:
