@@ -136,7 +136,7 @@ class HollowNet(AbstractDrift):
         return torch.zeros_like(x)
 
     def taylor(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Returns (f, D f, ..., D^order f), each of shape (..., d), or of some coordinates only, (..., G), G = len(rows)."""
+        """Returns (f, D f, ..., D^order f), each of shape (..., d), or of the coordinates `rows`, (..., G)."""
         series = self._series(t, x, order, rows)
         return to_derivatives([self._linear(x, n, rows) + self._read(c, x, n, rows) for n, c in enumerate(series)])
 
