@@ -1,12 +1,12 @@
 """How the cost of a fit grows: with points, dimensions, components and times, each with its exponent.
 
 One of the four is varied, the others stay. Of every fit are told apart, in processor time: what comes before the steps
-(checking, scaling, matching and clustering the points; with many components for each of several paths); a step of the path; a
-step of the nets, with its share of the solves, or, of an autonomous drift, a step that refines the path; solving the moment
-equations of an autonomous drift; and what comes after the last step. Steps are medians, without the first of a loop and
-without the scores on held-out points. Of many solves at the end, the first 24 are run and stand for the others. The exponent
-is the slope of the logarithms over the three largest sizes, so that 1 means in proportion. The points are Gaussian clouds
-that move; what they are hardly matters for the cost.
+(checking, scaling, matching and clustering the points; with many components for each of several paths); a step of the
+path; a step of the nets, with its share of the solves, or, of an autonomous drift, a step that refines the path; solving
+the moment equations of an autonomous drift; and what comes after the last step. Steps are medians, without the first of a
+loop and without the scores on held-out points. Of many solves at the end, the first 24 are run and stand for the others.
+The exponent is the slope of the logarithms over the three largest sizes, so that 1 means in proportion. The points are
+Gaussian clouds that move; what they are hardly matters for the cost.
 
     python benchmarks/scaling.py [--only points,dimensions,components,times] [--drift time] [-o FILE]
 """
@@ -172,7 +172,7 @@ def table(name: str, drift: str, steps: int, sizes: list[int]) -> list[str]:
     costs = []
     for size in sizes:
         sizes_of_fit = {**USUAL, name: size}
-        few = 0.4 if sizes_of_fit["dimensions"] > 100 else 1.0
+        few = min(1.0, max(0.15, 80 / sizes_of_fit["dimensions"]))
         # A path of 16 components each needs some steps of its own.
         least = STEPS_OF_A_PATH * sizes_of_fit["components"] // 16 if drift == "time" else 0
         costs.append(cost(drift, max(round(few * steps), least), **sizes_of_fit))
@@ -195,6 +195,8 @@ def main() -> None:
     parser.add_argument("-o", "--output", help="file for the tables")
     arguments = parser.parse_args()
     every = SIZES if arguments.drift == "time" else OF_AUTONOMOUS
+    # Once, for what is imported with the first fit.
+    cost(arguments.drift, 10, **USUAL)
     lines: list[str] = []
     for name in arguments.only.split(","):
         lines += table(name, arguments.drift, arguments.steps, [size for size in every[name] if size <= arguments.most])
