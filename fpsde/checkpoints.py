@@ -141,8 +141,8 @@ class Checkpoints:
                 save = partial(self._save, member, take)
                 # The others wait for it, lest their end be that of all.
                 told_by_first(save) if number else save()
-            if number:
-                self._interruption.act(number)
+                if number or count() == 1:
+                    self._interruption.act(number)
 
         return Course(saved, keep)
 

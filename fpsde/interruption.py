@@ -46,10 +46,10 @@ class Interruption:
         if error is None:
             self.act()
 
-    def act(self, number: int | None = None) -> None:
+    def act(self, number: int = 0) -> None:
         """Lets the signal that came, here or, with this number, to another process, do what it would have done."""
-        number, self.pending = number or self.pending, None
-        if number is not None:
+        number, self.pending = number or self.pending or 0, None
+        if number:
             self._give_back()
             signal.raise_signal(number)
 
