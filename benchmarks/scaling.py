@@ -1,10 +1,12 @@
 """How the cost of a fit grows: with points, dimensions, components and times, each with its exponent.
 
-One of the four is varied, the others stay. Of every fit three times are told apart: a step of the path and a step of the
-nets, lower quartiles, for other work runs on the machine, and all that is beside the steps: checking and scaling the
-points, matching and clustering them, averages on held-out points, solving. The exponent is the slope of the logarithms
-over the three largest sizes, so that 1 means in proportion. The points are Gaussian clouds that move; what they are hardly
-matters for the cost.
+One of the four is varied, the others stay. Of every fit are told apart, in processor time: what comes before the steps
+(checking, scaling, matching and clustering the points; with many components for each of several paths); a step of the
+path; a step of the nets, with its share of the solves, or, of an autonomous drift, a step that refines the path; solving
+the moment equations of an autonomous drift; and what comes after the last step. Steps are medians, without the first of a
+loop and without the scores on held-out points. Of many solves at the end, the first 24 are run and stand for the others.
+The exponent is the slope of the logarithms over the three largest sizes, so that 1 means in proportion. The points are
+Gaussian clouds that move; what they are hardly matters for the cost.
 
     python benchmarks/scaling.py [--only points,dimensions,components,times] [--drift time] [-o FILE]
 """
@@ -15,19 +17,22 @@ import argparse
 import resource
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fpsde import identification
 from fpsde.arguments import fit_config
 from fpsde.estimator import FokkerPlanckSDE
-from fpsde.identification import identify
 from fpsde.memory import kept_memory
+from fpsde.projection import ReadoutSolver
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, one_thread
+from fpsde.train import one_thread, train
 
 __all__ = ["Cost", "cost", "exponent"]
 
@@ -36,20 +41,92 @@ Array = NDArray[np.float64]
 USUAL = {"points": 5000, "dimensions": 2, "components": 8, "times": 5}
 SIZES = {"points": (10**3, 10**4, 10**5, 10**6, 10**7), "dimensions": (2, 10, 50, 200, 1000),
          "components": (8, 32, 128, 512), "times": (3, 10, 30, 100)}
+OF_AUTONOMOUS = {**SIZES, "dimensions": (2, 3, 5, 10), "components": (8, 32, 128)}
 LARGEST = 3
+STEPS_OF_A_PATH = 10
+SOLVES_AT_END = 24
 
 
 class Cost(NamedTuple):
-    """What a fit took."""
+    """What a fit took, in processor time."""
 
+    start: float
+    """Seconds before the steps."""
     path: float
-    """Milliseconds of a step."""
+    """Milliseconds of a step of the path."""
     nets: float
-    """The same, when the nets are trained."""
-    beside: float
-    """Seconds beside the steps."""
+    """Milliseconds of a step of the nets, or of one that refines the path."""
+    solving: float
+    """Seconds that solve moment equations."""
+    finish: float
+    """Seconds after the last step."""
     gib: float
     """Most memory that the process has held so far."""
+
+
+class Clock:
+    """Times what a fit does from within."""
+
+    def __init__(self) -> None:
+        self.loops: list[tuple[float, float, float, bool]] = []
+        """Of every loop its start, its end, the seconds of a step, and whether it trains the path alone."""
+        self.aside, self.inside = 0.0, False
+        self.solves: dict[bool, list[float]] = {True: [], False: []}
+        """Seconds of every solve, inside of loops and after them."""
+        self.interval, self.skipped = 1, 0
+
+    def train(self, module: Any, groups: Any, draw: Any, score: Callable[[Any], float], config: Any, *, report: Any,
+              **others: Any) -> Any:
+        """The training loop, timed."""
+        steps: list[float] = []
+
+        def judged(average: Any) -> float:
+            begin = time.process_time()
+            value = score(average)
+            self.aside += time.process_time() - begin
+            return value
+
+        def reported(*arguments: Any) -> None:
+            nonlocal last
+            steps.append(time.process_time() - last - self.aside)
+            report(*arguments)
+            last, self.aside = time.process_time(), 0.0
+
+        begin = last = time.process_time()
+        self.aside, self.inside = 0.0, True
+        result = train(module, groups, draw, judged, config, report=reported, **others)
+        self.inside = False
+        of_path = type(module).__name__ == "PathLoss"
+        self.loops.append((begin, time.process_time(), float(np.median(steps[1:])), of_path))
+        return result
+
+    def solve(self, solver: ReadoutSolver, *arguments: Any) -> None:
+        """A solve of the readouts, timed; of many after the steps, the first alone."""
+        if not self.inside and len(self.solves[False]) == SOLVES_AT_END:
+            self.skipped += 1
+            return
+        begin = time.process_time()
+        SOLVE(solver, *arguments)
+        self.solves[self.inside].append(time.process_time() - begin)
+        self.aside += self.solves[self.inside][-1]
+        self.interval = solver.interval
+
+    def cost(self, begin: float, end: float) -> Cost:
+        """What a fit took that began and ended then."""
+        path = [loop for loop in self.loops if loop[3]]
+        others = [loop for loop in self.loops if not loop[3]]
+        last = path[-1]
+        start = last[0] - begin - sum(stop - start for start, stop, _, _ in path[:-1])
+        between = others[-1][0] - last[1] - sum(stop - start for start, stop, _, _ in others[:-1])
+        inside, after = self.solves.values()
+        nets = float(np.median([loop[2] for loop in others]))
+        return Cost(start, 1e3 * float(np.median([loop[2] for loop in path])),
+                    1e3 * (nets + (float(np.median(inside)) / self.interval if inside else 0.0)), max(between, 0.0),
+                    end - others[-1][1] + (self.skipped * float(np.mean(after)) if after else 0.0),
+                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+SOLVE = ReadoutSolver.step
 
 
 def clouds(points: int, dim: int, times: int) -> tuple[Array, Array]:
@@ -67,25 +144,15 @@ def cost(drift: str, steps: int, points: int, dimensions: int, components: int, 
     """Fits once."""
     x, t = clouds(points, dimensions, times)
     settings = FokkerPlanckSDE(components, drift=drift, max_steps=steps).get_params(deep=False)
-    reports: list[tuple[int, float]] = []
-
-    def note(report: Report) -> None:
-        if not report.stage:
-            reports.append((report.step, time.perf_counter()))
-
-    device = torch.device("cpu")
-    begin = time.perf_counter()
-    with warnings.catch_warnings(), one_thread(device), kept_memory():
+    clock, device = Clock(), torch.device("cpu")
+    begin = time.process_time()
+    with (warnings.catch_warnings(), one_thread(device), kept_memory(),
+          mock.patch.object(identification, "train", clock.train),
+          mock.patch.object(ReadoutSolver, "step", lambda *arguments: clock.solve(*arguments))):
         warnings.simplefilter("ignore")
         data = Snapshots.of(x, t)
-        identify(data, fit_config(settings, data), 0, device, note)
-    seconds = time.perf_counter() - begin
-    gaps = np.array([(step, later - earlier) for (step, earlier), (following, later)
-                     in zip(reports, reports[1:], strict=False) if following == step + 1])
-    late = gaps[:, 0] > 0.8 * steps
-    path, nets = (float(np.quantile(gaps[part, 1], 0.25)) for part in (~late, late))
-    beside = max(seconds - path * (~late).sum() - nets * late.sum(), 0.0)
-    return Cost(1e3 * path, 1e3 * nets, beside, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        identification.identify(data, fit_config(settings, data), 0, device)
+    return clock.cost(begin, time.process_time())
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -96,18 +163,23 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 def table(name: str, drift: str, steps: int, sizes: list[int]) -> list[str]:
     """The lines of one table."""
     others = ", ".join(f"{value} {other}" for other, value in USUAL.items() if other != name)
-    lines = [f"## {name.capitalize()}", "", f"drift {drift}, {others}, at least {steps} steps.", "",
-             f"| {name} | ms a step of the path | of the nets | s beside the steps | GiB so far |", "|---|---|---|---|---|"]
+    shown = [0, 1, 2, 4] if drift == "time" else [0, 1, 2, 3, 4]
+    heads = ["s before the steps", "ms a step of the path", "ms a step of the nets" if drift == "time" else
+             "ms a step that refines", "s solving", "s after the steps"]
+    lines = [f"## {name.capitalize()}, drift {drift}", "", f"{others}.", "",
+             f"| {name} | {' | '.join(heads[i] for i in shown)} | GiB so far |", "|---" * (len(shown) + 2) + "|"]
     print("\n".join(lines), flush=True)
     costs = []
     for size in sizes:
         sizes_of_fit = {**USUAL, name: size}
+        few = min(1.0, max(0.15, 80 / sizes_of_fit["dimensions"]))
         # A path of 16 components each needs some steps of its own.
-        costs.append(cost(drift, max(steps, sizes_of_fit["components"] // 16 * 10), **sizes_of_fit))
-        path, nets, beside, gib = costs[-1]
-        lines.append(f"| {size:,} | {path:.1f} | {nets:.1f} | {beside:.1f} | {gib:.1f} |")
+        least = STEPS_OF_A_PATH * sizes_of_fit["components"] // 16 if drift == "time" else 0
+        costs.append(cost(drift, max(round(few * steps), least), **sizes_of_fit))
+        places = (f"{costs[-1][i]:.1f}" if i in (1, 2) else f"{costs[-1][i]:.2f}" for i in shown)
+        lines.append(f"| {size:,} | {' | '.join(places)} | {costs[-1].gib:.1f} |")
         print(lines[-1], flush=True)
-    slopes = [f"{exponent(sizes, [c[part] for c in costs]):.2f}" for part in range(3)]
+    slopes = [f"{exponent(sizes, [c[i] for c in costs]):.2f}" for i in shown]
     lines += [f"| exponent | {' | '.join(slopes)} | |", ""]
     print("\n".join(lines[-2:]), flush=True)
     return lines
@@ -118,13 +190,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SIZES), help="tables, with commas")
     parser.add_argument("--drift", default="time")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--most", type=int, default=10**9, help="largest size that is tried")
     parser.add_argument("-o", "--output", help="file for the tables")
     arguments = parser.parse_args()
+    every = SIZES if arguments.drift == "time" else OF_AUTONOMOUS
+    # Once, for what is imported with the first fit.
+    cost(arguments.drift, 10, **USUAL)
     lines: list[str] = []
     for name in arguments.only.split(","):
-        lines += table(name, arguments.drift, arguments.steps, [size for size in SIZES[name] if size <= arguments.most])
+        lines += table(name, arguments.drift, arguments.steps, [size for size in every[name] if size <= arguments.most])
     if arguments.output:
         Path(arguments.output).write_text("\n".join(lines))
 

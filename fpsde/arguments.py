@@ -173,9 +173,10 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {share!r}")
     places = positive_places(given["positive"], data.names)
     positive = tuple(i in places for i in range(data.dim))
-    check_positive(data.x, np.array(positive), data.names)
-    widths = np.sqrt(mean_and_variance(data.x)[1])
-    if drift == "gradient" and widths.max() > UNLIKE * widths.min():
+    if any(positive):
+        check_positive(data.x, np.array(positive), data.names)
+    widths = np.sqrt(mean_and_variance(data.x)[1]) if drift == "gradient" else np.ones(data.dim)
+    if widths.max() > UNLIKE * widths.min():
         raise ValueError(f"drift='gradient' is a gradient in data units, one for all coordinates, but their spreads go "
                          f"from {widths.min():.1g} to {widths.max():.1g}; bring them to one unit or use 'autonomous'")
     if any(positive) and drift == "gradient":

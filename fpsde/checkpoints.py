@@ -13,13 +13,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fpsde.files import FileError, check_writable
 from fpsde.interruption import Interruption
-from fpsde.ranks import told_by_first
+from fpsde.ranks import agreed, asked_every, count, first, told_by_first
 from fpsde.state_file import StateFileError, read_state, write_state
 from fpsde.train import State, restoring
 
@@ -92,7 +93,8 @@ class Course:
 class Checkpoints:
     """The states of a fit in a folder, of which the last two are kept, and Ctrl-C and SIGTERM put off until one is saved.
 
-    A state that cannot be saved, as on a full disk, is warned of once, and the fit goes on.
+    A state that cannot be saved, as on a full disk, is warned of once, and the fit goes on. Of several processes the first
+    saves; all stop at the same step, whichever of them a signal came to.
 
     Arguments:
         folder: where the states lie; made if it is not there.
@@ -113,11 +115,13 @@ class Checkpoints:
         self._states: list[State] = []
         self._warned: set[str] = set()
         self._saved, self._number = -float("inf"), 0
+        self._finished, self._offers = 0, 0
+        """Members that need nothing to be kept any more."""
         self._interruption, self._held = Interruption(), ExitStack()
 
     def __enter__(self) -> Checkpoints:
         with ExitStack() as opened:
-            self._open(opened)
+            self.seed, self._finished = told_by_first(lambda: self._open(opened))
             opened.enter_context(self._interruption)
             self._held = opened.pop_all()
         return self
@@ -129,24 +133,30 @@ class Checkpoints:
     def course(self, member: int) -> Course:
         """Returns the course of a member of an ensemble, in their order."""
         saved = self._states[member] if member < len(self._states) else None
-        if member + 1 < len(self._states):
+        if member < self._finished:
             # It was finished long ago: what later ones have done is not to be forgotten for it.
             return Course(saved)
 
         def keep(take: Callable[[], State], finished: bool) -> None:
-            if finished:
+            if finished and first():
                 self._states[member:] = [take()]
-            if self._interruption.pending is not None or time.monotonic() - self._saved >= self.seconds:
-                self._save([*self._states[:member], take()])
-                self._interruption.act()
+            number = self._signal()
+            if number or (first() and time.monotonic() - self._saved >= self.seconds):
+                save = partial(self._save, member, take)
+                # The others wait for it, lest their end be that of all.
+                told_by_first(save) if number else save()
+                if number or count() == 1:
+                    self._interruption.act(number)
 
         return Course(saved, keep)
 
     def finish(self) -> None:
         """Saves that all is done, so that to start again is to have the result at once."""
-        self._save(self._states)
+        if first():
+            self._write(self._states)
 
-    def _open(self, opened: ExitStack) -> None:
+    def _open(self, opened: ExitStack) -> tuple[int, int]:
+        """Returns the seed, and how many members are finished."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_writable(self.folder / NAME.format(0))
@@ -164,6 +174,7 @@ class Checkpoints:
             with restoring():
                 fields, self.seed, self._states = dict(state["fields"]), int(state["seed"]), list(state["members"])
             self._compare(fields)
+        return self.seed, len(self._states) - 1
 
     def _lock(self, opened: ExitStack) -> None:
         """Keeps a second fit out; the system lets go of the lock when the process ends, however it does."""
@@ -203,7 +214,18 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: the checkpoint there is of another fit, with {'; '.join(differ)}; go on "
                                   "with the same, or name another folder")
 
-    def _save(self, members: list[State]) -> None:
+    def _signal(self) -> int:
+        """The signal that came to any of the processes, 0 if none did or if it is not asked for now."""
+        number = self._interruption.pending or 0
+        if count() == 1:
+            return number
+        self._offers += 1
+        return agreed(number) if self._offers % asked_every() == 0 else 0
+
+    def _save(self, member: int, take: Callable[[], State]) -> None:
+        self._write([*self._states[:member], take()])
+
+    def _write(self, members: list[State]) -> None:
         path = self.folder / NAME.format(self._number + 1)
         try:
             write_state(path, {"fields": self.fields, "seed": self.seed, "members": members})

@@ -157,7 +157,8 @@ def _how_to_go_on(checkpoint: str | None) -> str:
         return "Nothing of the fit is kept; with --checkpoint DIR it would be."
     if not saved_states(checkpoint):
         return "There is no checkpoint yet."
-    command = f"{click.get_current_context().find_root().info_name} {shlex.join(sys.argv[1:])}"
+    program = click.get_current_context().find_root().info_name if ranks.count() == 1 else "torchrun [OPTIONS] -m fpsde"
+    command = f"{program} {shlex.join(sys.argv[1:])}"
     return f"The fit is saved in {checkpoint}; this goes on with it: {command}"
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from fpsde.field import picked
 from fpsde.taylor import ACTIVATIONS
 
 __all__ = ["AbstractConditioner", "LeaveOneOutConditioner", "MaskedConditioner", "random_weight"]
@@ -23,15 +24,16 @@ class AbstractConditioner(nn.Module):
     features: int
 
     @abstractmethod
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Evaluates the summaries.
 
         Arguments:
             time: time features, shape (n, n_time), or None when time is switched off.
             x: points, shape (n, d).
+            rows: the coordinates whose summaries are wanted, shape (G,); all if left out.
 
         Returns:
-            h, shape (d, n, features), with row i independent of x[:, i].
+            h, shape (d, n, features), or (G, n, features), with row i independent of x[:, i].
         """
 
 
@@ -58,14 +60,14 @@ class LeaveOneOutConditioner(AbstractConditioner):
         self.rho_shift = nn.Parameter(torch.zeros(dim, 1, width))
         self.rho_time = random_weight(dim, n_time, width, fan_in=1 + n_time) if n_time else None
 
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         terms = self.activation(x.T[:, :, None] * self.phi_scale + self.phi_shift) @ self.phi_mix
-        others = terms.sum(0) - terms
-        mix: Tensor = self.rho_mix
+        others = terms.sum(0) - picked(terms, rows)
+        mix = picked(self.rho_mix, rows)
         if self.rho_time is not None and time is not None:
             others = torch.cat([others, time.expand(len(others), -1, -1)], -1)
-            mix = torch.cat([mix, self.rho_time], 1)
-        return self.activation(torch.baddbmm(self.rho_shift, others, mix))
+            mix = torch.cat([mix, picked(self.rho_time, rows)], 1)
+        return self.activation(torch.baddbmm(picked(self.rho_shift, rows), others, mix))
 
 
 class MaskedConditioner(AbstractConditioner):
@@ -102,7 +104,7 @@ class MaskedConditioner(AbstractConditioner):
         self.second_mix = nn.Parameter(random_weight(2 * dim, half, half, fan_in=half).detach() / terms)
         self.second_shift = nn.Parameter(torch.zeros(2 * dim, 1, half))
 
-    def forward(self, time: Tensor | None, x: Tensor) -> Tensor:
+    def forward(self, time: Tensor | None, x: Tensor, rows: Tensor | None = None) -> Tensor:
         both = torch.cat([x, x.flip(-1)], -1).T[:, :, None]
         seen = _running_sum(both * self.first)
         mix: Tensor = self.first_mix
@@ -112,7 +114,7 @@ class MaskedConditioner(AbstractConditioner):
         z = self.activation(torch.baddbmm(self.first_shift, seen, mix))
         before = pad(_running_sum(z @ self.second).unflatten(0, (2, -1))[:, :-1], (0, 0, 0, 0, 1, 0)).flatten(0, 1)
         lower, upper = self.activation(torch.baddbmm(self.second_shift, before, self.second_mix)).chunk(2)
-        return torch.cat([lower, upper.flip(0)], -1)
+        return picked(torch.cat([lower, upper.flip(0)], -1), rows)
 
 
 def _running_sum(terms: Tensor) -> Tensor:

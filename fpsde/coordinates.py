@@ -104,6 +104,8 @@ class Coordinates(nn.Module):
 
     def mean_log_volume(self, data: Snapshots) -> float:
         """Returns what the mean log-likelihood of snapshots gains on the way out."""
+        if not self.any_positive:
+            return float(self.log_volume(self.centre))
         means, sums = [], []
         for place, x in blocks(data.x):
             weights = None if data.weights is None else data.weights[place]

@@ -17,7 +17,9 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor, nn
 
 __all__ = ["AbstractCovariance", "CovarianceTerms", "FullCovariance", "LowRankCovariance"]
@@ -77,6 +79,23 @@ class AbstractCovariance(nn.Module):
     @abstractmethod
     def root(self, basis: Tensor) -> Tensor:
         """Returns factors R with R R^T = Sigma, shape (M, K, d, r)."""
+
+    @abstractmethod
+    def offsets(self, basis: Tensor, noise: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Turns standard normal noise into offsets from the means, R z.
+
+        Arguments:
+            basis: spline basis at M times, shape (M, B).
+            noise: z, shape (M, N, r) with r = `noise_size`.
+            chosen: the component of each point, shape (M, N); all in turn if left out.
+
+        Returns:
+            The offsets, shape (M, N, d), or (M, K, N, d) of all components.
+        """
+
+    @abstractmethod
+    def agitation(self, basis: Tensor, rate: Tensor) -> Tensor:
+        """Returns the mean square of the drag over each component, tr (P (d Sigma / dt)^2), shape (M, K)."""
 
     def lengths(self) -> Tensor:
         """Returns the factors in the units of x, shape (B, K, d, r)."""
@@ -142,6 +161,17 @@ class FullCovariance(AbstractCovariance):
     def root(self, basis: Tensor) -> Tensor:
         return torch.linalg.cholesky(_combine(basis, self._matrices()))
 
+    def offsets(self, basis: Tensor, noise: Tensor, chosen: Tensor | None = None) -> Tensor:
+        roots = self.root(basis)
+        if chosen is None:
+            return noise[:, None] @ roots.mT
+        return (_of_chosen(roots, chosen) @ noise[..., None]).squeeze(-1)
+
+    def agitation(self, basis: Tensor, rate: Tensor) -> Tensor:
+        matrices = self._matrices()
+        inverse, _ = _inverse_root(_combine(basis, matrices))
+        return (inverse @ _combine(rate, matrices)).square().sum((-2, -1))
+
     def joined(self, others: Sequence[Self]) -> Self:
         return type(self)(torch.cat([c.lengths() for c in (self, *others)], 1).detach(), self.floor, self.units)
 
@@ -173,16 +203,16 @@ class LowRankCovariance(AbstractCovariance):
     def of(cls, covariances: Tensor, floor: Tensor, units: Tensor, rank: int = 8) -> LowRankCovariance:
         """Starts from covariances of shape (B, K, d, d) as spline coefficients, and the diagonal of their floor."""
         floor = floor.diagonal(dim1=-2, dim2=-1)
-        values, vectors = torch.linalg.eigh(covariances)
-        leading, rest = values[..., -rank:], values[..., :-rank]
-        base = rest.mean(-1, keepdim=True) if rest.shape[-1] else torch.zeros_like(values[..., :1])
-        factors = vectors[..., -rank:] * (leading - base).clamp_min(0).sqrt()[..., None, :]
+        leading, vectors = _leading(covariances, rank)
+        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
+        others = max(diagonal.shape[-1] - rank, 1)
+        base = (diagonal.sum(-1, keepdim=True) - leading.sum(-1, keepdim=True)).clamp_min(0) / others
+        factors = vectors * (leading - base).clamp_min(0).sqrt()[..., None, :]
         # The eigenvectors of neighbouring times may differ in sign and order; turn each onto the one before.
         for b in range(1, len(factors)):
             u, _, v = torch.linalg.svd(factors[b].mT @ factors[b - 1])
             factors[b] = factors[b] @ (u @ v)
         factors = factors.contiguous()
-        diagonal = covariances.diagonal(dim1=-2, dim2=-1)
         left = diagonal - factors.square().sum(-1)
         return cls(factors, torch.maximum(left - floor[:, None], 0.01 * diagonal).log(), floor, units)
 
@@ -204,7 +234,7 @@ class LowRankCovariance(AbstractCovariance):
             trace_rate=(diagonal * delta_rate).sum(-1) + 2 * (precise * columns_rate).sum((-2, -1)))
 
     def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        delta = _combine(basis, self.log_rest.exp() + self.floor[:, None])
+        delta = self._delta(basis)
         w, log_det = _woodbury(delta, _combine(basis, self.lengths()))
         # Sums over the coordinates of products, so that nothing of the size (M, K, N, d) is made; taken from a point
         # amid the components, lest the difference of large squares lose its digits.
@@ -220,8 +250,28 @@ class LowRankCovariance(AbstractCovariance):
         return self.factors.shape[-2] + self.factors.shape[-1]
 
     def root(self, basis: Tensor) -> Tensor:
-        rest = _combine(basis, self.log_rest.exp() + self.floor[:, None])
-        return torch.cat([rest.sqrt().diag_embed(), _combine(basis, self.lengths())], -1)
+        return torch.cat([self._delta(basis).sqrt().diag_embed(), _combine(basis, self.lengths())], -1)
+
+    def offsets(self, basis: Tensor, noise: Tensor, chosen: Tensor | None = None) -> Tensor:
+        # Not by the root, most of which is zero.
+        own, shared = noise.tensor_split([self.factors.shape[-2]], -1)
+        widths, columns = self._delta(basis).sqrt(), _combine(basis, self.lengths())
+        if chosen is None:
+            return widths[:, :, None] * own[:, None] + shared[:, None] @ columns.mT
+        return _of_chosen(widths, chosen) * own + (_of_chosen(columns, chosen) @ shared[..., None]).squeeze(-1)
+
+    def agitation(self, basis: Tensor, rate: Tensor) -> Tensor:
+        delta, delta_rate = self._delta(basis), self._delta(rate)
+        u, v = _combine(basis, self.lengths()), _combine(rate, self.lengths())
+        w, _ = _woodbury(delta, u)
+        # S = d Sigma / dt is diagonal plus V U^T + U V^T, and P = 1 / delta - W W^T: the rows of S, then S W.
+        rows = (delta_rate.square() + 4 * delta_rate * (u * v).sum(-1) + (v @ (u.mT @ u) * v).sum(-1)
+                + (u @ (v.mT @ v) * u).sum(-1) + 2 * (v @ (u.mT @ v) * u).sum(-1))
+        moved = delta_rate[..., None] * w + v @ (u.mT @ w) + u @ (v.mT @ w)
+        return (rows / delta).sum(-1) - moved.square().sum((-2, -1))
+
+    def _delta(self, basis: Tensor) -> Tensor:
+        return _combine(basis, self.log_rest.exp() + self.floor[:, None])
 
     def joined(self, others: Sequence[Self]) -> Self:
         return type(self)(torch.cat([c.lengths() for c in (self, *others)], 1).detach(),
@@ -231,6 +281,20 @@ class LowRankCovariance(AbstractCovariance):
 def _combine(basis: Tensor, coefficients: Tensor) -> Tensor:
     """Contracts (M, B) with (B, ...) to (M, ...)."""
     return (basis @ coefficients.flatten(1)).unflatten(-1, coefficients.shape[1:])
+
+
+def _leading(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Returns the largest eigenvalues of symmetric matrices, increasing, (..., rank), and their vectors, (..., d, rank)."""
+    d = matrices.shape[-1]
+    # Not all d of them: that takes four times as long.
+    found = [eigh(m, subset_by_index=[max(d - rank, 0), d - 1]) for m in matrices.flatten(0, -3).cpu().numpy()]
+    values, vectors = (torch.as_tensor(np.stack(part)).to(matrices) for part in zip(*found, strict=True))
+    return values.unflatten(0, matrices.shape[:-2]), vectors.unflatten(0, matrices.shape[:-2])
+
+
+def _of_chosen(values: Tensor, chosen: Tensor) -> Tensor:
+    """Takes that of a component for each point: from (M, K, ...) by (M, N) to (M, N, ...)."""
+    return values[torch.arange(len(chosen), device=chosen.device)[:, None], chosen]
 
 
 def _inverse_root(matrices: Tensor) -> tuple[Tensor, Tensor]:

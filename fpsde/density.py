@@ -143,21 +143,19 @@ class GaussianMixturePath(AbstractDensity):
         basis, rate = self.basis(t)
         log_weights, _ = self._weights(basis, rate)
         chosen = torch.multinomial(log_weights.exp(), n, replacement=True, generator=generator)
-        roots = self.covariance.root(basis)
-        noise = torch.randn(len(t), n, roots.shape[-1], generator=generator, dtype=basis.dtype, device=basis.device)
-        return self._place(basis, roots, chosen, noise)
+        noise = torch.randn(len(t), n, self.noise_size, generator=generator, dtype=basis.dtype, device=basis.device)
+        return self._place(basis, chosen, noise)
 
     @torch.no_grad()
     def spread(self, t: Tensor, n: int, seed: int) -> Tensor:
         basis, rate = self.basis(t)
         log_weights, _ = self._weights(basis, rate)
-        roots = self.covariance.root(basis)
         # Scrambled Sobol points: one coordinate chooses the component, the others are the quantiles of its noise.
-        uniform = torch.stack([SobolEngine(roots.shape[-1] + 1, scramble=True, seed=seed + k).draw(n, dtype=torch.float64)
+        uniform = torch.stack([SobolEngine(self.noise_size + 1, scramble=True, seed=seed + k).draw(n, dtype=torch.float64)
                                for k in range(len(t))]).clamp(1e-9, 1 - 1e-9).to(basis.device)
         steps = log_weights.double().exp().cumsum(-1)
         chosen = torch.searchsorted(steps, uniform[..., 0].contiguous()).clamp_max(self.n_components - 1)
-        return self._place(basis, roots, chosen, torch.special.ndtri(uniform[..., 1:]).to(basis))
+        return self._place(basis, chosen, torch.special.ndtri(uniform[..., 1:]).to(basis))
 
     @property
     def noise_size(self) -> int:
@@ -175,17 +173,16 @@ class GaussianMixturePath(AbstractDensity):
             The points, shape (M, K N, d), and what each counts in a mean, shape (M, K N).
         """
         basis, rate = self.basis(t)
-        points = self._means(basis)[:, :, None] + noise[:, None] @ self.covariance.root(basis).mT
+        points = self._means(basis)[:, :, None] + self.covariance.offsets(basis, noise)
         shares = self._weights(basis, rate)[0].exp() / noise.shape[1]
         return points.flatten(1, 2), shares.repeat_interleave(noise.shape[1], -1)
 
-    def _place(self, basis: Tensor, roots: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
+    def _place(self, basis: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
         rows = torch.arange(len(basis), device=basis.device)[:, None]
-        # A root for every point is too much at once in many dimensions.
-        count = max(1, MAX_ELEMENTS // (noise.shape[1] * roots[0, 0].numel()))
-        parts = zip(roots.split(count), chosen.split(count), noise.split(count), strict=True)
-        steps = [(r[rows[:len(r)], k] @ z[..., None]).squeeze(-1) for r, k, z in parts]
-        return self._means(basis)[rows, chosen] + torch.cat(steps)
+        # The factors of every point are too much at once in many dimensions.
+        count = max(1, MAX_ELEMENTS // (noise.shape[1] * self.covariance.factors[0, 0].numel()))
+        parts = zip(basis.split(count), noise.split(count), chosen.split(count), strict=True)
+        return self._means(basis)[rows, chosen] + torch.cat([self.covariance.offsets(*part) for part in parts])
 
     def _means(self, basis: Tensor) -> Tensor:
         return torch.einsum("mb,bkd->mkd", basis, self.means * self.covariance.units[:, None])
@@ -193,9 +190,7 @@ class GaussianMixturePath(AbstractDensity):
     def kinetic_energy(self, t: Tensor) -> Tensor:
         basis, rate = self.basis(t)
         weights = self._weights(basis, rate)[0].exp()
-        # Over a component, E |drag|^2 is the sum over the columns of its root, without sampling.
-        drag = self.covariance(basis, rate, self.covariance.root(basis).mT).drag
-        return (weights * (self._means(rate).square().sum(-1) + 0.25 * drag.square().sum((-2, -1)))).sum(-1)
+        return (weights * (self._means(rate).square().sum(-1) + 0.25 * self.covariance.agitation(basis, rate))).sum(-1)
 
     def _heights(self, log_weights: Tensor, log_det: Tensor) -> Tensor:
         """Log of every component's share in the density at its own mean, shape (M, K)."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.field import FREE, AbstractField
+from fpsde.field import FREE, AbstractField, picked
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
 from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
@@ -37,7 +37,7 @@ class AbstractKnownDiffusion(AbstractDiffusion):
     level: Tensor
     """A level for every coordinate, shape (d,): the known g, or that of one data unit."""
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
         return operator[0].T[:, :, None][..., :0]
 
     def get_readout(self) -> Tensor:
@@ -114,8 +114,8 @@ class ConstantDiffusion(AbstractDiffusion):
         zero = torch.zeros_like(x)
         return (2 * self.log_level).exp().expand_as(x), zero, zero
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return (operator[0] * 2 * (2 * self.log_level).exp()).T[:, :, None]
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        return (operator[0] * picked(2 * (2 * self.log_level).exp(), rows)).T[:, :, None]
 
     def get_readout(self) -> Tensor:
         return self.log_level.detach()[:, None].clone()
@@ -164,9 +164,9 @@ class StateDiffusion(AbstractDiffusion):
         a, slope, bend = to_derivatives(multiply(root, root))
         return a, slope, bend
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        z = from_derivatives(self.net.derivatives(t, x, order=len(operator) - 1))
-        b = [c.reshape(-1, x.shape[-1]) for c in to_derivatives(self._slope(z))]
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        z = from_derivatives(self.net.taylor(t, x, len(operator) - 1, rows))
+        b = [c.flatten(0, -2) for c in to_derivatives(_slope(z, picked(self.level, rows)))]
         c = list(operator)
         # Leibniz: c_0 b psi + c_1 D(b psi) + c_2 D^2(b psi), with b = da/dz, gathered by derivatives of psi.
         if len(c) == 1:
@@ -175,7 +175,7 @@ class StateDiffusion(AbstractDiffusion):
             moved = [c[0] * b[0] + c[1] * b[1], c[1] * b[0]]
         else:
             moved = [c[0] * b[0] + c[1] * b[1] + c[2] * b[2], c[1] * b[0] + 2 * c[2] * b[1], c[2] * b[0]]
-        return self.net.columns(t, x, moved)
+        return self.net.columns(t, x, moved, rows)
 
     def get_readout(self) -> Tensor:
         return self.net.get_readout()
@@ -195,11 +195,12 @@ class StateDiffusion(AbstractDiffusion):
     def groups(self) -> Tensor:
         return self.net.groups()
 
-    def _slope(self, z: Series) -> Series:
-        """The series of da / dz = 2 l^2 (0.05 + softplus_s(z)) sigmoid(s z)."""
-        root = _positive(z)
-        rise = sigmoid([SHARPNESS * c for c in z])
-        return [2 * self.level.square() * c for c in multiply(root, rise)]
+
+def _slope(z: Series, level: Tensor) -> Series:
+    """The series of da / dz = 2 l^2 (0.05 + softplus_s(z)) sigmoid(s z)."""
+    root = _positive(z)
+    rise = sigmoid([SHARPNESS * c for c in z])
+    return [2 * level.square() * c for c in multiply(root, rise)]
 
 
 def _positive(z: Series) -> Series:

@@ -65,8 +65,8 @@ class PriorDrift(AbstractDrift):
     def known(self, t: Tensor, x: Tensor) -> Tensor:
         return self.prior(t, x) + self.learned.known(t, x)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return self.learned.columns(t, x, operator)
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        return self.learned.columns(t, x, operator, rows)
 
     def get_readout(self) -> Tensor:
         return self.learned.get_readout()

@@ -63,8 +63,8 @@ class _Members(AbstractField):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        return torch.cat([member.columns(t, x, operator) for member in self._fields()], -1) / len(self.members)
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        return torch.cat([member.columns(t, x, operator, rows) for member in self._fields()], -1) / len(self.members)
 
     def get_readout(self) -> Tensor:
         return torch.cat([member.get_readout() for member in self._fields()], -1)

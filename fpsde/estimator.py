@@ -163,16 +163,17 @@ class FokkerPlanckSDE(FittedModel):
         device = ranks.join(choose_device(self.device))
         seed = ranks.told_by_first(lambda: int(check_random_state(self.random_state).randint(2**31 - 1)))
         checkpoints = None
-        if checkpoint is not None and ranks.first():
+        if checkpoint is not None:
+            # Where the first process alone reads and writes.
             fields = fingerprint(self.get_params(deep=False), data, None if self.random_state is None else seed, device,
-                                 __version__)
+                                 __version__) if ranks.first() else {}
             checkpoints = Checkpoints(checkpoint, fields, seed, checkpoint_seconds)
         # One system of units, so that the members' equations can be averaged.
         units = Coordinates.of(data, config.positive or (False,) * data.dim)
         fits: list[Identification] = []
         bar = Progress("fitting", self.n_members * config.steps, silent=self.verbose < 1 or not ranks.first())
         with checkpoints or nullcontext(), one_thread(device), bar as progress:
-            seed = ranks.told_by_first(lambda: seed if checkpoints is None else checkpoints.seed)
+            seed = seed if checkpoints is None else checkpoints.seed
             shown: dict[str, float] = {}
 
             def report(state: Report) -> None:

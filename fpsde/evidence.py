@@ -12,12 +12,13 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Component", "Explained", "explain"]
+__all__ = ["NOTHING", "Component", "Explained", "Rest", "condensed", "explain"]
 
 # A variance that no longer matters may halve for ever.
 SETTLED, NOUGHT = 1e-3, 1e-9
@@ -38,6 +39,19 @@ class Component(NamedTuple):
     """Whether it is noise, which explains nothing."""
 
 
+class Rest(NamedTuple):
+    """Observations that no coefficient reaches, whose noise is C alone."""
+
+    square: float
+    """Of them, in units of C."""
+    number: int
+    log_root: float
+    """Half the log determinant of C, which was taken out of all observations."""
+
+
+NOTHING = Rest(0.0, 0, 0.0)
+
+
 class Explained(NamedTuple):
     """Variances of most evidence and what follows from them."""
 
@@ -50,7 +64,32 @@ class Explained(NamedTuple):
     log_evidence: float
 
 
-def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds: int = 60) -> Explained:
+def condensed(matrix: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Rest]:
+    """Turns many observations y, shape (n,), into as many as there are coefficients, which say the same of these.
+
+    With :math:`C^{-1/2} A = Q R` they are :math:`Q^T C^{-1/2} y`, their matrix is R and their noise one.
+
+    Arguments:
+        matrix: A, shape (n, U).
+        observed: y, shape (n,).
+        noise: C, shape (n, n), positive definite.
+
+    Returns:
+        The matrix, the observations and the noise of these; what they are if they are no more than the coefficients. And
+        what is left of the others.
+    """
+    n, unknowns = matrix.shape
+    if n <= unknowns + 1:
+        return matrix, observed, noise, NOTHING
+    factor, _ = torch.linalg.cholesky_ex(noise)
+    both = torch.linalg.solve_triangular(factor, torch.cat([matrix, observed[:, None]], 1), upper=False)
+    r = torch.linalg.qr(both, mode="r").R
+    rest = Rest(float(r[-1, -1] ** 2), n - unknowns, float(factor.diagonal().log().sum()))
+    return r[:-1, :-1], r[:-1, -1], torch.eye(unknowns).to(r), rest
+
+
+def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds: int = 60,
+            rest: Rest = NOTHING) -> Explained:
     """Finds the variances of most evidence.
 
     Every round raises the marginal likelihood: it takes MacKay's step where that does, the faster one for variances on
@@ -62,19 +101,25 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
         noise: C, shape (n, n), positive definite.
         components: the groups and any further noise.
         rounds: updates at most.
+        rest: further observations, for which any further noise must be a multiple of C.
     """
+    is_noise = torch.tensor([c.noise for c in components]).to(observed)
     kernels = torch.stack([c.kernel for c in components])
     least, most = (torch.tensor(bound).to(observed) for bound in zip(*((c.least, c.most) for c in components), strict=True))
 
     def under(variances: Tensor) -> _State:
         factor, _ = torch.linalg.cholesky_ex(noise + torch.einsum("g,gij->ij", variances, kernels))
         dual = torch.cholesky_solve(observed[:, None], factor)[:, 0]
-        return _State(variances, factor, dual, -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum()))
+        level = 1 + float(variances @ is_noise)
+        evidence = -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum()) - rest.log_root
+        return _State(variances, factor, dual, level,
+                      evidence - 0.5 * (rest.square / level + rest.number * math.log(level)))
 
     now = under(torch.tensor([c.start for c in components]).to(observed))
     for _ in range(rounds):
         inverse = torch.cholesky_inverse(now.factor)
-        ratio = torch.einsum("i,gij,j->g", now.dual, kernels, now.dual) / torch.einsum("ij,gij->g", inverse, kernels)
+        seen = torch.einsum("i,gij,j->g", now.dual, kernels, now.dual) + rest.square / now.level**2 * is_noise
+        ratio = seen / (torch.einsum("ij,gij->g", inverse, kernels) + rest.number / now.level * is_noise)
         for power in (1.0, 0.5):
             then = under((now.variances * ratio.clamp_min(0) ** power).clamp(least, most))
             if then.log_evidence >= now.log_evidence:
@@ -83,11 +128,11 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
         now = then
         if settled:
             break
-    is_noise = torch.tensor([c.noise for c in components]).to(observed)
     whole = noise + torch.einsum("g,gij->ij", now.variances * is_noise, kernels)
     # What is left is e = whole u, and in units of that noise its square is u^T whole u.
-    left_over = float((torch.cholesky_inverse(now.factor) * whole).sum())
-    return Explained(now.variances, now.dual, float(now.dual @ whole @ now.dual) / max(left_over, 1.0), now.log_evidence)
+    left_over = float((torch.cholesky_inverse(now.factor) * whole).sum()) + rest.number
+    square = float(now.dual @ whole @ now.dual) + rest.square / now.level
+    return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
 
 
 class _State(NamedTuple):
@@ -95,4 +140,6 @@ class _State(NamedTuple):
     factor: Tensor
     """Of the covariance of the observations under them."""
     dual: Tensor
+    level: float
+    """All noise in units of C."""
     log_evidence: float

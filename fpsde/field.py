@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField"]
+__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField", "picked"]
 
 OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
 
@@ -27,10 +27,11 @@ class AbstractField(nn.Module):
         """Returns values, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
 
     @abstractmethod
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
         """Applies an operator with coefficients of shape (n, d) to the derivative by the readout, shape (d, n, P).
 
-        The derivative is that of a drift f, or of the square a = g^2 of a diffusion.
+        The derivative is that of a drift f, or of the square a = g^2 of a diffusion. Where it is wanted of some
+        coordinates only, `rows`, shape (G,), says of which; coefficients are then of shape (n, G), columns (G, n, P).
         """
 
     @abstractmethod
@@ -56,3 +57,8 @@ class AbstractField(nn.Module):
         0 for features of one coordinate alone, 1 for those that couple coordinates, 2 for the linear part, -1 for an
         offset or level.
         """
+
+
+def picked(values: Tensor, rows: Tensor | None) -> Tensor:
+    """Returns the entries of these coordinates, along the first axis; all if None."""
+    return values if rows is None else values[rows]

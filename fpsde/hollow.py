@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fpsde.conditioner import AbstractConditioner, LeaveOneOutConditioner, MaskedConditioner, random_weight
 from fpsde.drift import AbstractDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, picked
 from fpsde.taylor import ACTIVATIONS, Series, to_derivatives
 
 __all__ = ["CONDITIONERS", "HollowNet"]
@@ -123,9 +123,7 @@ class HollowNet(AbstractDrift):
         if order < 0:
             raise ValueError(f"order must be at least 0, got {order}")
         if mode == "taylor":
-            flat, time = self._flatten(t, x)
-            series = self._transform(flat, self.conditioner(time, flat), time, order)
-            return to_derivatives([self._linear(x, n) + self._read(c, x, n) for n, c in enumerate(series)])
+            return self.taylor(t, x, order)
         if mode == "reverse":
             return self._reverse(t, x, order)
         raise ValueError(f"mode must be 'taylor' or 'reverse', got {mode!r}")
@@ -137,13 +135,17 @@ class HollowNet(AbstractDrift):
     def known(self, t: Tensor, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
-    def features(self, t: Tensor, x: Tensor, order: int) -> Series:
-        """Returns the last hidden layer as a series in x_i with h_i fixed: order + 1 tensors (d, n, n_features)."""
-        flat, time = self._flatten(t, x)
-        series = self._transform(flat, self.conditioner(time, flat), time, order)
-        return series if self.layers else [c * self.own ** n if n else c for n, c in enumerate(series)]
+    def taylor(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Returns (f, D f, ..., D^order f), each of shape (..., d), or of the coordinates `rows`, (..., G)."""
+        series = self._series(t, x, order, rows)
+        return to_derivatives([self._linear(x, n, rows) + self._read(c, x, n, rows) for n, c in enumerate(series)])
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
+    def features(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> Series:
+        """Returns the last hidden layer as a series in x_i with h_i fixed: order + 1 tensors (d, n, n_features)."""
+        series = self._series(t, x, order, rows)
+        return series if self.layers else [c * picked(self.own, rows) ** n if n else c for n, c in enumerate(series)]
+
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
         r"""Applies a linear differential operator to what the readout multiplies.
 
         For the operator :math:`c_0 + c_1 D + c_2 D^2` with coefficients of shape (n, d), row i holds the operator
@@ -153,19 +155,20 @@ class HollowNet(AbstractDrift):
         Arguments:
             t: times, any shape that broadcasts with x.shape[:-1].
             x: points, shape (..., d), n in all.
-            operator: up to three coefficients, each of shape (n, d).
+            operator: up to three coefficients, each of shape (n, d), or (n, G) for some coordinates only.
+            rows: these coordinates, shape (G,).
 
         Returns:
-            The columns, shape (d, n, P), with P = n_features + d + 1, or n_features + 1 without linear part.
+            The columns, shape (d, n, P) or (G, n, P), with P = n_features + d + 1, or n_features + 1 without linear part.
         """
         c = [o.T[:, :, None] for o in operator]
-        series = to_derivatives(self.features(t, x, len(c) - 1))
+        series = to_derivatives(self.features(t, x, len(c) - 1, rows))
         hidden = sum((a * b for a, b in zip(c[1:], series[1:], strict=True)), c[0] * series[0])
         if self.matrix is None:
             return torch.cat([hidden, c[0]], -1)
         linear = c[0] * x.reshape(-1, self.dim)
         if len(c) > 1:
-            linear = linear + c[1] * torch.eye(self.dim, dtype=x.dtype, device=x.device)[:, None]
+            linear = linear + c[1] * picked(torch.eye(self.dim, dtype=x.dtype, device=x.device), rows)[:, None]
         return torch.cat([hidden, linear, c[0]], -1)
 
     def readout_parameters(self) -> list[nn.Parameter]:
@@ -213,41 +216,49 @@ class HollowNet(AbstractDrift):
         angle = math.pi * t[:, None] * torch.arange(1, N_FREQUENCIES + 1, dtype=t.dtype, device=t.device)
         return torch.cat([2 * t[:, None] - 1, angle.sin(), angle.cos()], -1)
 
-    def _transform(self, x: Tensor, h: Tensor, time: Tensor | None, order: int) -> Series:
+    def _series(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None) -> Series:
+        flat, time = self._flatten(t, x)
+        return self._transform(picked(flat.T, rows), self.conditioner(time, flat, rows), time, order, rows)
+
+    def _transform(self, x: Tensor, h: Tensor, time: Tensor | None, order: int, rows: Tensor | None = None) -> Series:
         """The last hidden layer as a series; the first hidden layer's is one in its own argument, not in x_i."""
         function, series_function = ACTIVATIONS[self.activation]
-        seen: list[Tensor] = [h, x.T[:, :, None]]
-        weights: list[Tensor] = [self.others, self.own]
+        seen: list[Tensor] = [h, x[:, :, None]]
+        weights: list[Tensor] = [picked(self.others, rows), picked(self.own, rows)]
         if self.clock is not None and time is not None:
-            seen.append(time.expand(self.dim, -1, -1))
-            weights.append(self.clock)
+            seen.append(time.expand(len(x), -1, -1))
+            weights.append(picked(self.clock, rows))
         # One product of matrices instead of three and their sums: the inputs are far narrower than the layer.
-        z = torch.baddbmm(self.shifts[0], torch.cat(seen, -1), torch.cat(weights, 1))
-        shifts = list(self.shifts)[1:]
+        first, *shifts = (picked(shift, rows) for shift in self.shifts)
+        layers = [picked(weight, rows) for weight in self.layers]
+        z = torch.baddbmm(first, torch.cat(seen, -1), torch.cat(weights, 1))
         if order == 0:
             z = function(z)
-            for weight, shift in zip(self.layers, shifts, strict=True):
+            for weight, shift in zip(layers, shifts, strict=True):
                 z = function(torch.baddbmm(shift, z, weight))
             return [z]
         series = series_function([z, 1.0], order)
-        for k, (weight, shift) in enumerate(zip(self.layers, shifts, strict=True)):
+        for k, (weight, shift) in enumerate(zip(layers, shifts, strict=True)):
             value, *rest = series
-            rest = [c @ (weight if k else self._of_argument(weight, n)) for n, c in enumerate(rest, 1)]
+            rest = [c @ (weight if k else self._of_argument(weight, n, rows)) for n, c in enumerate(rest, 1)]
             series = series_function([torch.baddbmm(shift, value, weight), *rest])
         return series
 
-    def _of_argument(self, weight: Tensor, n: int) -> Tensor:
+    def _of_argument(self, weight: Tensor, n: int, rows: Tensor | None) -> Tensor:
         """Weights after the first hidden layer for the coefficient n of its series: its argument has the slope `own`."""
-        return weight * self.own.mT ** n if n else weight
+        return weight * picked(self.own, rows).mT ** n if n else weight
 
-    def _read(self, features: Tensor, x: Tensor, n: int) -> Tensor:
-        readout = self.readout[:, :, None]
-        return (features @ (readout if self.layers else self._of_argument(readout, n))).squeeze(-1).T.reshape(x.shape)
+    def _read(self, features: Tensor, x: Tensor, n: int, rows: Tensor | None = None) -> Tensor:
+        readout = picked(self.readout, rows)[:, :, None]
+        # A row times a matrix takes a third of the time that a matrix times a column takes.
+        values = (readout if self.layers else self._of_argument(readout, n, rows)).mT @ features.mT
+        return values.squeeze(-2).T.reshape(*x.shape[:-1], -1)
 
-    def _linear(self, x: Tensor, order: int) -> Tensor:
+    def _linear(self, x: Tensor, order: int, rows: Tensor | None = None) -> Tensor:
+        offset = picked(self.offset, rows)
         if order == 0:
-            return self.offset + x @ self.matrix.T if self.matrix is not None else self.offset
-        return self.matrix.diagonal() if order == 1 and self.matrix is not None else torch.zeros_like(self.offset)
+            return offset + x @ picked(self.matrix, rows).T if self.matrix is not None else offset
+        return picked(self.matrix.diagonal(), rows) if order == 1 and self.matrix is not None else torch.zeros_like(offset)
 
     def _reverse(self, t: Tensor, x: Tensor, order: int) -> tuple[Tensor, ...]:
         keep = torch.is_grad_enabled()
@@ -255,7 +266,7 @@ class HollowNet(AbstractDrift):
             # The alias carries the derivative; the conditioner sees x itself, so its graph stays and h is fixed.
             alias = x.clone() if x.requires_grad else x.detach().requires_grad_()
             flat, time = self._flatten(t, x)
-            f = self._read(self._transform(alias.reshape(-1, self.dim), self.conditioner(time, flat), time, 0)[0], x, 0)
+            f = self._read(self._transform(alias.reshape(-1, self.dim).T, self.conditioner(time, flat), time, 0)[0], x, 0)
             if self.matrix is not None:
                 diagonal = self.matrix.diagonal()
                 f = f + x @ (self.matrix - diagonal.diag()).T + diagonal * alias

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from fpsde import ranks
+
 __all__ = ["Interruption", "told"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,7 +21,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """Puts Ctrl-C and SIGTERM off while it is entered; a second one acts at once.
 
-    Only the main thread is sent signals: elsewhere nothing is put off. A signal that is ignored stays so.
+    Only the main thread is sent signals: elsewhere nothing is put off. A signal that is ignored stays so. Of several
+    processes none acts at once: what is sent to all of them, torchrun sends them once more, and after a while it kills.
 
     Attributes:
         pending: the signal that came, None as long as there is none.
@@ -43,16 +46,16 @@ class Interruption:
         if error is None:
             self.act()
 
-    def act(self) -> None:
-        """Lets the signal that came, if any, do what it would have done."""
-        if self.pending is not None:
+    def act(self, number: int = 0) -> None:
+        """Lets the signal that came, here or, with this number, to another process, do what it would have done."""
+        number, self.pending = number or self.pending or 0, None
+        if number:
             self._give_back()
-            number, self.pending = self.pending, None
             signal.raise_signal(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self.pending = self.pending is not None, number
-        if again:
+        if again and ranks.count() == 1:
             self.act()
 
     def _give_back(self) -> None:
@@ -80,7 +83,8 @@ def told(advice: Callable[[], str] = str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         by, code = ("SIGTERM", 143) if isinstance(error, _Terminated) else ("Ctrl-C", 130)
-        click.echo(" ".join([f"Stopped by {by}.", advice()]).strip(), err=True)
+        if ranks.first():
+            click.echo(" ".join([f"Stopped by {by}.", advice()]).strip(), err=True)
         raise SystemExit(code) from None
     finally:
         if usual:

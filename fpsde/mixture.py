@@ -127,7 +127,7 @@ def _covariances(members: Array, pooled: Array, k: int) -> Array:
     """Covariance of one cluster at every time, shrunk to the snapshot's by the weight of d + 2 points."""
     dim = pooled.shape[-1]
     centred = members - members.mean(0)
-    scatter = np.einsum("ntd,nte->tde", centred, centred)
+    scatter = centred.transpose(1, 2, 0) @ centred.transpose(1, 0, 2)
     return (scatter + (dim + 2) * k ** (-2 / dim) * pooled) / (len(members) + dim + 2)
 
 

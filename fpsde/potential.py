@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, picked
 from fpsde.taylor import tanh, to_derivatives
 
 __all__ = ["GradientDrift", "learned_potential"]
@@ -87,8 +87,11 @@ class GradientDrift(AbstractDrift):
         bent = (_log_cosh(z) - _log_cosh(self.shifts)) @ weights
         return bent + (0.5 * x * (x @ matrix) + x * offset).sum(-1)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor]) -> Tensor:
-        points, c, own = x.reshape(-1, self.dim), [o.T for o in operator], self.directions.T[:, None]
+    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+        points, own = x.reshape(-1, self.dim), self.directions.T[:, None]
+        if rows is not None:
+            operator = [torch.zeros_like(points).index_copy(1, rows, o) for o in operator]
+        c = [o.T for o in operator]
         hidden = torch.zeros_like(c[0])[:, :, None]
         for n, (coefficient, curve) in enumerate(zip(c, self._curves(points, len(c) - 1), strict=True)):
             hidden = hidden + coefficient[:, :, None] * curve * own ** (n + 1)
@@ -101,7 +104,8 @@ class GradientDrift(AbstractDrift):
                 seen = seen + c[1][a] * (a == b)[:, None]
             quadratic[a, :, place] = unit[:, None] * seen
         linear = torch.diag_embed(c[0].T / self.metric).transpose(0, 1)
-        return -self.metric[:, None, None] * torch.cat([self._heights() * hidden, quadratic, linear], -1)
+        columns = -self.metric[:, None, None] * torch.cat([self._heights() * hidden, quadratic, linear], -1)
+        return picked(columns, rows)
 
     def get_readout(self) -> Tensor:
         return self.readout.detach()[None].clone()

@@ -31,6 +31,7 @@ __all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
 
 MAX_UNKNOWNS = 2000
 MAX_ELEMENTS = 2**29
+BLOCK = 512
 CHEAP_UNKNOWNS = 400
 LARGEST_CHANGE = 0.3
 DAMPING = 1e-6
@@ -137,7 +138,7 @@ class ReadoutSolver:
 
 
 class _NormalEquations:
-    """Running averages of J^T J and J^T c for one group of coordinates, in float64."""
+    """Running averages of J^T J, its lower half, and J^T c for one group of coordinates, in float64."""
 
     def __init__(self, group: Tensor, unknowns: int, device: torch.device) -> None:
         self.group = group
@@ -155,12 +156,12 @@ class _NormalEquations:
             if matrix.dim() == 2:
                 constant = misfit - matrix @ values.flatten()
                 share = weight / len(misfit)
-                normal += share * (matrix.T @ matrix)
+                _add_products(normal, matrix, share)
                 right += share * (matrix.T @ constant)
             else:
                 constant = misfit - (matrix @ values[..., None]).squeeze(-1)
                 share = weight / misfit.shape[1]
-                normal += torch.block_diag(*(share * (matrix.mT @ matrix)))
+                _blocks(normal, len(matrix)).add_(matrix.mT @ matrix, alpha=share)
                 right += share * (matrix.mT @ constant[..., None]).flatten()
         normal, right = mean(normal), mean(right)
         usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
@@ -177,6 +178,18 @@ class _NormalEquations:
         return torch.cholesky_solve(right[:, None], factor).reshape(values.shape)
 
 
+def _blocks(normal: Tensor, n: int) -> Tensor:
+    """The n blocks of equal size along the diagonal of a matrix, shape (n, P, P), in place."""
+    return normal.unflatten(0, (n, -1)).unflatten(-1, (n, -1)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _add_products(normal: Tensor, matrix: Tensor, share: float) -> None:
+    """Adds share M^T M, on and below the blocks of the diagonal: of what is symmetric, no more is read."""
+    for start in range(0, len(normal), BLOCK):
+        block = matrix[:, start:start + BLOCK]
+        normal[start:, start:start + BLOCK] += share * (matrix[:, start:].T @ block)
+
+
 def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeights, group: Tensor) -> list[Rows]:
     """Linearises the residual and its companions at collocation points, for one group of coordinates, in float64.
 
@@ -191,25 +204,24 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
     density = model.density.terms(t, x)
     f, f_slope = drift.derivatives(clock, x, order=1)
     variance = diffusion.variance(clock, x)
-    s = density.score.reshape(-1, drift.dim)
+    s = density.score.flatten(0, 1)[:, group]
     one = torch.ones_like(s)
-    rows, of_drift = [], drift.columns(clock, x, [one])
+    rows, of_drift = [], drift.columns(clock, x, [one], group)
     if weights.residual:
-        bend = density.curvature.reshape(s.shape) + s * s
-        columns = torch.cat([drift.columns(clock, x, [s, one]),
-                             diffusion.columns(clock, x, [-0.5 * bend, -s, -0.5 * one])], -1)[group].double()
+        bend = density.curvature.flatten(0, 1)[:, group] + s * s
+        columns = torch.cat([drift.columns(clock, x, [s, one], group),
+                             diffusion.columns(clock, x, [-0.5 * bend, -s, -0.5 * one], group)], -1).double()
         r = model.less_growth(residual(density, (f, f_slope), variance), x)
         root = influence(density.log_prob, r).double().sqrt().flatten()
         matrix = columns.transpose(0, 1).flatten(1)
         rows.append(Rows(matrix * root[:, None], r.flatten() * root, weights.residual))
     if weights.velocity:
-        columns = torch.cat([of_drift, diffusion.columns(clock, x, [-0.5 * s, -0.5 * one])], -1)
-        columns = columns[group].double()
-        q = excess_velocity(density, f, variance).reshape(s.shape).T[group].double()
+        columns = torch.cat([of_drift, diffusion.columns(clock, x, [-0.5 * s, -0.5 * one], group)], -1).double()
+        q = excess_velocity(density, f, variance).flatten(0, 1)[:, group].T.double()
         rows.append(Rows(columns, q, weights.velocity))
     if weights.drift_energy:
         blank = of_drift.new_zeros(*of_drift.shape[:2], diffusion.get_readout().shape[1])
-        columns = torch.cat([of_drift, blank], -1)[group].double()
-        learned = (f - drift.known(clock, x)).reshape(s.shape)
-        rows.append(Rows(columns, learned.T[group].double(), weights.drift_energy))
+        columns = torch.cat([of_drift, blank], -1).double()
+        learned = (f - drift.known(clock, x)).flatten(0, 1)[:, group]
+        rows.append(Rows(columns, learned.T.double(), weights.drift_energy))
     return rows

@@ -20,13 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["alike", "count", "everywhere", "first", "gathered", "join", "left_alone", "mean", "mean_value", "part_ways",
-           "rank", "told_by_first", "together"]
+__all__ = ["agreed", "alike", "asked_every", "count", "everywhere", "first", "gathered", "join", "left_alone", "mean",
+           "mean_value", "part_ways", "rank", "told_by_first", "together"]
 
 T = TypeVar("T")
 
 # The first process may solve for long while the others wait.
 PATIENCE = timedelta(hours=3)
+STEPS_BETWEEN_QUESTIONS = 16
+_alone = False
 
 
 def join(device: torch.device) -> torch.device:
@@ -66,7 +68,9 @@ def left_alone(error: Exception) -> bool:
 
 
 def count() -> int:
-    """Returns the number of processes."""
+    """Returns the number of processes; where the others wait for the first, it is alone."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -81,15 +85,19 @@ def first() -> bool:
 
 
 def told_by_first(make: Callable[[], T]) -> T:
-    """Returns what the first process makes; an error that it runs into is raised in all."""
+    """Returns what the first process makes; an error that it runs into, or Ctrl-C, is raised in all."""
+    global _alone
     if count() == 1:
         return make()
-    told: list[tuple[T | None, Exception | None]] = [(None, None)]
+    told: list[tuple[T | None, BaseException | None]] = [(None, None)]
     if first():
+        _alone = True
         try:
             told = [(make(), None)]
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             told = [(None, error)]
+        finally:
+            _alone = False
     dist.broadcast_object_list(told)
     value, wrong = told[0]
     if wrong is not None:
@@ -112,6 +120,20 @@ def mean_value(value: float) -> float:
         return value
     where = "cuda" if dist.get_backend() == "nccl" else "cpu"
     return float(mean(torch.tensor(value, dtype=torch.float64, device=where)))
+
+
+def asked_every() -> int:
+    """Returns how many steps pass between questions to all: on GPUs, to ask is to wait for them."""
+    return STEPS_BETWEEN_QUESTIONS if count() > 1 and dist.get_backend() == "nccl" else 1
+
+
+def agreed(number: int) -> int:
+    """Returns the largest of a number that each process has."""
+    if count() == 1:
+        return number
+    value = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
 
 
 def everywhere(condition: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fpsde.evidence import Component, Explained, explain
+from fpsde.evidence import Component, Explained, condensed, explain
 from fpsde.field import FREE, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
@@ -138,11 +138,13 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         matrix, left = equations.linearise()
         values, centre = present_readouts(equations.model)
         observed = left + matrix @ (values - centre)
-        groups = prior_groups(equations, matrix)
+        # Of many times the equations are more than the unknowns, and the evidence costs the cube of how many it is given.
+        seen, told, error, rest = condensed(matrix, observed, noise)
+        groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
-        explained = explain(observed, noise, [path_error(noise), *(prior for _, prior in groups)],
-                            ROUGH_ROUNDS if left_over else FINE_ROUNDS)
-        change = centre + coefficients(matrix, groups, explained.variances[1:], explained.dual) - values
+        explained = explain(told, error, [path_error(error), *(prior for _, prior in groups)],
+                            ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest)
+        change = centre + coefficients(seen, groups, explained.variances[1:], explained.dual) - values
         if not left_over:
             # Once: where chance is most of the matrix, repeated corrections would feed on each other.
             change = change - _attenuation(equations, matrix, noise, groups, explained.variances)

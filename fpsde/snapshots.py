@@ -66,7 +66,7 @@ class Snapshots:
         if x.shape[1] < 1:
             raise SnapshotError("points need at least one coordinate, got none")
         names = names or tuple(f"x{i + 1}" for i in range(x.shape[1]))
-        check_finite(x, t, names)
+        size = check_finite(x, t, names)
         given = None if weights is None else check_weights(weights, len(t))
         times, place = np.unique(t, return_inverse=True)
         if len(times) < 2:
@@ -80,13 +80,14 @@ class Snapshots:
                 f"{len(few)} of {len(times)} times have fewer than {MIN_POINTS_PER_TIME} points"
                 f"{'' if given is None else ' of positive weight'}, the first is "
                 f"{few[0]:g} with {counts[times == few[0]][0]}; merge times that belong together or drop these points")
-        _check_range(x, times, names)
+        _check_range(x, size, times, names)
         if given is not None:
             # Few points of large weight are what they stand for, several points each.
             copies = np.where(given > 0, np.where(counts < MIN_POINTS_PER_TIME, MIN_POINTS_PER_TIME, 1)[place], 0)
             used = np.repeat(np.arange(len(t)), copies)
             x, t, given = _some(x, used), t[used], _of_mean_one(given[used], t[used])
-        _check_spread(x, given, names)
+            size = _largest(x)
+        _check_spread(x, size, given, names)
         return cls(x, t, tuple(names), given)
 
     @cached_property
@@ -234,8 +235,9 @@ def mean_and_variance(x: Array, weights: Array | None = None,
         of: what is done to the points first.
     """
     if isinstance(x, Mapped):
-        mean = _average(x, weights, of)
-        return mean, _average(x, weights, lambda points: (of(points) - mean) ** 2)
+        parts = ((block, None if weights is None else weights[place]) for place, block in blocks(x))
+        return _merged((float(len(block) if own is None else own.sum()), *mean_and_variance(block, own, of))
+                       for block, own in parts)
     x = of(x)
     if weights is None:
         return x.mean(0), x.var(0)
@@ -243,11 +245,15 @@ def mean_and_variance(x: Array, weights: Array | None = None,
     return mean, np.average((x - mean) ** 2, 0, weights)
 
 
-def _average(x: Array, weights: Array | None, of: Callable[[Array], Array]) -> Array:
-    if weights is None:
-        return sum((of(block).sum(0) for _, block in blocks(x)), np.zeros(x.shape[1])) / len(x)
-    total = sum(((of(block) * weights[place, None]).sum(0) for place, block in blocks(x)), np.zeros(x.shape[1]))
-    return total / weights.sum()
+def _merged(parts: Iterable[tuple[float, Array, Array]]) -> tuple[Array, Array]:
+    """The mean and variance of all points from the weight, mean and variance of each part."""
+    total, mean, variance = 0.0, np.zeros(()), np.zeros(())
+    for weight, other, spread in parts:
+        total += weight
+        share = weight / total
+        variance = (1 - share) * variance + share * spread + share * (1 - share) * (other - mean) ** 2
+        mean = mean + share * (other - mean)
+    return mean, variance
 
 
 def _of_largest(weights: Array, t: Array) -> Array:
@@ -267,14 +273,19 @@ def _of_mean_one(weights: Array, t: Array) -> Array | None:
     return weights / (np.bincount(place, weights) / np.bincount(place))[place]
 
 
-def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
+def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> Array:
     """Refuses points, shape (n, d), or times, shape (n,), that are not finite.
+
+    Returns:
+        The largest absolute value of each coordinate, shape (d,), which tells it in one pass.
 
     Raises:
         SnapshotError: if one is not; it names the rows.
     """
-    found = [(place.start + rows, columns) for place, block in blocks(x)
-             for rows, columns in [np.nonzero(~np.isfinite(block))] if len(rows)]
+    size = _largest(x)
+    found = [] if np.isfinite(size).all() else [
+        (place.start + rows, columns) for place, block in blocks(x)
+        for rows, columns in [np.nonzero(~np.isfinite(block))] if len(rows)]
     if found:
         bad, columns = np.unique(np.concatenate([rows for rows, _ in found])), found[0][1]
         raise SnapshotError(f"{len(bad)} points have missing or infinite values (NaN or inf), in rows {listed(bad)}, the "
@@ -283,11 +294,16 @@ def check_finite(x: Array, t: Array, names: tuple[str, ...]) -> None:
     if len(rows):
         raise SnapshotError(f"{len(rows)} times are missing or infinite (NaN or inf), in rows {listed(rows)}; drop these "
                             "points")
+    return size
 
 
-def _check_spread(x: Array, weights: Array | None, names: tuple[str, ...]) -> None:
+def _largest(x: Array) -> Array:
+    """The largest absolute value of each coordinate, shape (d,); not finite where there is one that is not."""
+    return np.max([np.zeros(x.shape[1]), *(np.abs(block).max(0, initial=0) for _, block in blocks(x))], 0)
+
+
+def _check_spread(x: Array, size: Array, weights: Array | None, names: tuple[str, ...]) -> None:
     """Refuses coordinates that do not vary, or too little for floating point."""
-    size = np.max([np.abs(block).max(0) for _, block in blocks(x)], 0)
     # Squares of what is far from one would be lost.
     unit = np.where(size > 0, size, 1)
     spread = np.sqrt(mean_and_variance(x, weights, lambda points: points / unit)[1])
@@ -302,9 +318,9 @@ def _check_spread(x: Array, weights: Array | None, names: tuple[str, ...]) -> No
         raise SnapshotError(f"coordinate {names[place]!r} varies by {spread[place] * size[place]:.1g}; change its unit")
 
 
-def _check_range(x: Array, times: Array, names: tuple[str, ...]) -> None:
+def _check_range(x: Array, size: Array, times: Array, names: tuple[str, ...]) -> None:
     """Refuses what is lost in floating point: large values when squared, close times in float32."""
-    for place, block in blocks(x):
+    for place, block in blocks(x) if (size > LARGEST).any() else ():
         rows, columns = np.nonzero(np.abs(block) > LARGEST)
         if len(rows):
             raise SnapshotError(f"coordinate {names[columns[0]]!r} has {block[rows[0], columns[0]]:g} in row "

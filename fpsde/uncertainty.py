@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpsde.evidence import explain
+from fpsde.evidence import condensed, explain
 from fpsde.field import FREE, AbstractField
 from fpsde.moments import MomentEquations, columns_at, kinds
 from fpsde.readouts import path_error, present_readouts, prior_groups
@@ -61,9 +61,10 @@ def _regression(equations: MomentEquations) -> tuple[Tensor, Tensor, Tensor]:
     """The matrix A, the covariance C of the equations' error and the prior variances V of the unknowns."""
     model = equations.model
     matrix, left = equations.linearise()
-    noise, groups = equations.noise(), prior_groups(equations, matrix)
-    values, centre = present_readouts(model)
-    explained = explain(left + matrix @ (values - centre), noise, [path_error(noise), *(prior for _, prior in groups)])
+    noise, (values, centre) = equations.noise(), present_readouts(model)
+    seen, told, error, rest = condensed(matrix, left + matrix @ (values - centre), noise)
+    groups = prior_groups(equations, seen)
+    explained = explain(told, error, [path_error(error), *(prior for _, prior in groups)], rest=rest)
     least = torch.cat([_least(model.drift, DRIFT_BENDS), _least(model.diffusion, NOISE_BENDS)])
     least = torch.cat([least, least.new_zeros(matrix.shape[1] - len(least))])
     variances = least.clone()

@@ -221,6 +221,18 @@ def test_kinetic_energy_is_that_of_the_components(kind):
     assert torch.allclose(path.kinetic_energy(t), expected, rtol=0.02)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_covariances_throw_and_drag_as_their_roots_do(kind, close):
+    covariance, t = build(5, 3, kind).covariance, torch.linspace(0, 1, 4, dtype=torch.float64)
+    basis, rate = build(5, 3, kind).basis(t)
+    roots, rows = covariance.root(basis), torch.arange(4)[:, None]
+    noise, chosen = torch.randn(4, 6, roots.shape[-1], dtype=torch.float64), torch.randint(3, (4, 6))
+    every = noise[:, None] @ roots.mT
+    close(covariance.offsets(basis, noise), every, 1e-12)
+    close(covariance.offsets(basis, noise, chosen), every[rows, chosen, torch.arange(6)], 1e-12)
+    close(covariance.agitation(basis, rate), covariance(basis, rate, roots.mT).drag.square().sum((-2, -1)), 1e-11)
+
+
 def test_kinetic_energy_is_no_less_than_that_of_the_common_velocity():
     path, t = build(3, 4, constant_weights=True), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     x = path.sample(t, 20_000, torch.Generator().manual_seed(0))

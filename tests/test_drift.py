@@ -86,6 +86,8 @@ def test_columns_are_what_the_operator_makes_of_the_readout(drift, close):
         short = drift.columns(t, x, operator[:order])
         padded = drift.columns(t, x, [*operator[:order], *[torch.zeros_like(operator[0])] * (3 - order)])
         close(short, padded, 1e-12)
+    rows = torch.tensor([DIM - 1, 0])
+    close(drift.columns(t, x, [o[:, rows] for o in operator], rows), columns[rows], 1e-12)
 
 
 def test_readouts_penalties_and_kinds_go_together(drift):

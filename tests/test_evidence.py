@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpsde.evidence import Component, explain
+from fpsde.evidence import NOTHING, Component, condensed, explain
 
 
 def regression(seed=0, n=120):
@@ -58,3 +58,17 @@ def test_variances_stay_below_their_bound():
     a, _, _, y = regression()
     found = explain(y, torch.eye(120, dtype=torch.float64), [Component(a @ a.T, 1e-3, 0.01)])
     assert found.variances[0] <= 0.01
+
+
+def test_as_many_observations_as_coefficients_say_the_same(close):
+    a, b, _, y = regression(4)
+    rough = torch.randn(120, 120, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise = 0.1 * torch.eye(120, dtype=torch.float64) + 0.02 * rough @ rough.T / 120
+    found = []
+    for matrix, told, error, rest in ((torch.cat([a, b], 1), y, noise, NOTHING), condensed(torch.cat([a, b], 1), y, noise)):
+        parts = [Component(part @ part.T, 1.0, 1e6) for part in matrix.split(10, 1)]
+        result = explain(told, error, [Component(error, 0.1, 1e3, noise=True), *parts], 100, rest)
+        found.append((result.variances, torch.tensor([result.misfit, result.log_evidence]), matrix.T @ result.dual))
+    assert len(told) == 20
+    for dense, short in zip(*found, strict=True):
+        close(short, dense, 1e-7)

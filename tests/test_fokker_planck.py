@@ -98,6 +98,7 @@ def test_columns_of_the_diffusion_are_derivatives_by_its_readout(kind, close):
                 moved.append(applied())
             diffusion.set_readout(start)
             close(columns[i, :, p], ((moved[0] - moved[1]) / (2 * h))[:, i].detach(), 1e-6)
+    close(diffusion.columns(t, x, [o[:, 1:] for o in operator], torch.tensor([1])), columns[1:], 1e-12)
 
 
 @pytest.mark.parametrize("guides", [True, False])

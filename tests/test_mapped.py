@@ -100,6 +100,27 @@ def test_what_is_wrong_is_said_as_of_an_array(kind, on_disk):
     assert said[0] == said[1]
 
 
+def test_the_points_are_read_a_few_times_before_the_first_step(on_disk, monkeypatch):
+    """By the reader and by fit: sizes and spread. Then for the scale, and once more in each snapshot, and to start the path."""
+    rows, read = [], Mapped.__getitem__
+
+    def counted(points, place):
+        found = read(points, place)
+        rows.append(len(found))
+        return found
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Mapped, "__getitem__", counted)
+    monkeypatch.setattr("fpsde.identification.train", stop)
+    data = Snapshots.of(on_disk(X), T)
+    assert sum(rows) == 2 * len(X)
+    with pytest.raises(KeyboardInterrupt):
+        FokkerPlanckSDE(2, device="cpu").fit(data.x, data.t)
+    assert sum(rows) <= 7 * len(X)
+
+
 def test_large_points_of_a_file_stay_there(tmp_path, monkeypatch):
     monkeypatch.setattr("fpsde.archive.LARGE", 100)
     path = tmp_path / "d.npz"

@@ -2,8 +2,10 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +19,14 @@ from torch import nn
 
 from fpsde import FokkerPlanckSDE, ranks
 from fpsde.batches import SnapshotBatches
-from fpsde.checkpoints import saved_states
+from fpsde.checkpoints import Course, saved_states
 from fpsde.diffusion import StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
 from fpsde.snapshots import Snapshots
+from fpsde.state_file import read_state
 from fpsde.train import TrainConfig, TrainingError, train
 
 POSIX = multiprocessing.get_context("forkserver") if "forkserver" in multiprocessing.get_all_start_methods() else None
@@ -169,7 +172,7 @@ def test_what_is_shared_out_and_what_is_agreed_on(count, processes):
 X, T = rotating_snapshots(64, np.array([0.0, 0.5, 1.0]))
 
 
-def fit(data, folder=None, after=None, **settings):
+def fit(data, folder=None, after=None, seconds=0.0, **settings):
     """Fits, and returns what tells it from other fits; after so many checkpoints the first process breaks off."""
     if after is not None and ranks.first():
         from fpsde import checkpoints
@@ -184,7 +187,7 @@ def fit(data, folder=None, after=None, **settings):
 
         checkpoints.write_state = break_off
     chosen = {"n_components": 2, "max_steps": 10, "hidden": (4,), "random_state": None, "device": "cpu", **settings}
-    model = FokkerPlanckSDE(**chosen).fit(*data, checkpoint=folder, checkpoint_seconds=0.0)
+    model = FokkerPlanckSDE(**chosen).fit(*data, checkpoint=folder, checkpoint_seconds=seconds)
     states = [part.state_dict() for part in (model.sde_, model.density_)]
     return states, model.history_, model.summary_, model.drift(X, 0.0), model.diffusion(X, 0.0)
 
@@ -215,6 +218,44 @@ def test_all_processes_return_one_fit_and_one_that_was_broken_off_goes_on_in_few
     assert fits[0][1][:3] == alone[1][:3]
     # What is finished is there at once.
     np.testing.assert_array_equal(fit((X, T), tmp_path / "other")[3], fits[0][3])
+
+
+def stopped(data, folder, settings, sent_to, after):
+    """Fits until processes are sent SIGTERM where a fit can be left; returns what ended it, and the steps it could be left at."""
+    offers, offer = [], Course.offer
+
+    def note(course, loop):
+        offers.append(loop())
+        if len(offers) == after and ranks.rank() in sent_to:
+            os.kill(os.getpid(), signal.SIGTERM)
+        offer(course, loop)
+
+    def leave(number, frame):
+        raise KeyboardInterrupt(number)
+
+    Course.offer = note
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        fit(data, folder, seconds=1e9, **settings)
+    except KeyboardInterrupt as error:
+        return error.args, [state["training"]["step"] if "training" in state else -state["rounds"] for state in offers]
+
+
+# To one process alone, in a step that all take; and to both, while the first solves and the other waits for it.
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "sent_to", "after", "steps"), [
+    ({"drift": "time"}, (1,), 3, [3, 3]), ({"drift": "autonomous", "diffusion": "constant"}, (0,), 6, [-6, 4])],
+    ids=["a step", "a solution"])
+def test_all_processes_stop_together_and_the_first_saves_before(settings, sent_to, after, steps, processes, tmp_path):
+    folder = tmp_path / "state"
+    found = processes(2, stopped, (X, T), folder, settings, sent_to, after)
+    assert [reason for reason, _ in found] == [(signal.SIGTERM,)] * 2
+    assert [passed[-1] for _, passed in found] == steps
+    loop = read_state(saved_states(folder)[-1])["members"][0]["loop"]
+    assert (loop["training"]["step"] if "training" in loop else -loop["rounds"]) == steps[0]
+    fits = processes(2, lambda_fit, (X, T), {**settings, "folder": folder})
+    assert_alike(fits)
+    assert [row["step"] for row in fits[0][1]] == [*map(float, range(1, 11))]
 
 
 @pytest.mark.slow
@@ -258,3 +299,22 @@ def test_torchrun(tmp_path):
     result = run("none.npz")
     assert result.returncode
     assert re.search("^Error(, process 1)?: none.npz: no such file$", result.stderr, re.M)
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_stopped_says_once_how_to_go_on(tmp_path):
+    np.savez(tmp_path / "data.npz", X=X, t=T)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fpsde", "fit",
+               "data.npz", "--components", "2", "--device", "cpu", "--checkpoint", "states", "--steps", "100000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not saved_states(tmp_path / "states"):
+            time.sleep(0.1)
+        time.sleep(1)
+        running.send_signal(signal.SIGTERM)
+        said = running.communicate(timeout=60)[1]
+    expected = "Stopped by SIGTERM. The fit is saved in states; this goes on with it: torchrun [OPTIONS] -m fpsde fit data.npz"
+    assert said.count("Stopped by") == said.count(expected) == 1, said
+    assert "Error" not in said
+    state = read_state(saved_states(tmp_path / "states")[-1])["members"][0]
+    assert state["loop"]["training"]["step"] > 0
