@@ -173,6 +173,8 @@ class Checkpoints:
         if state is not None:
             with restoring():
                 fields, self.seed, self._states = dict(state["fields"]), int(state["seed"]), list(state["members"])
+                if not 0 <= self.seed < 2**31:
+                    raise ValueError(f"seed {self.seed}")
             self._compare(fields)
         return self.seed, len(self._states) - 1
 
