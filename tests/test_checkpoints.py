@@ -12,12 +12,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 from problems import rotating_snapshots
+from safetensors.torch import save
 
 from fpsde import FokkerPlanckSDE
 from fpsde.checkpoints import CheckpointError, Checkpoints, saved_states
 from fpsde.cli import main
+from fpsde.files import digest
 from fpsde.mixture import initial_path
-from fpsde.state_file import read_state, write_state
+from fpsde.state_file import StateFileError, read_state, write_state
+from fpsde.train import StateError
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
 QUICK = {"n_components": 2, "max_steps": 10, "hidden": (4,), "diffusion": "constant", "random_state": 0, "device": "cpu"}
@@ -174,6 +177,47 @@ def test_if_all_are_damaged_nothing_is_overwritten(at_save, tmp_path):
         fit(tmp_path)
 
 
+def _last(state):
+    return state["members"][-1]
+
+
+TAMPERED = {
+    "no member that is one": lambda s: s.update(members=["x"]),
+    "no seed": lambda s: s.pop("seed"),
+    "a negative seed": lambda s: s.update(seed=-1),
+    "a phase that is not there": lambda s: _last(s).update(phase=10**6),
+    "more steps than there are": lambda s: _last(s)["start"].update(done=-1),
+    "a step before the first": lambda s: _last(s)["loop"]["training"].update(step=-10**9),
+    "a parameter of another shape": lambda s: _last(s)["loop"]["training"]["module"].update({"density.means": torch.zeros(1)}),
+    "moments of another shape": lambda s: _last(s)["loop"]["training"]["optimiser"]["0"].update(exp_avg=torch.zeros(1)),
+    "a best state of another model": lambda s: _last(s)["loop"]["training"].update(best_state={}),
+    "no state of a generator": lambda s: _last(s)["loop"].update(generator=torch.zeros(3)),
+    "a density of another dimension": lambda s: _last(s)["start"]["model"].update(
+        {"density.means": torch.zeros_like(_last(s)["start"]["model"]["density.means"])[..., :1]}),
+    "a summary of words": lambda s: _last(s)["start"].update(summary={"skipped_steps": "many"}),
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_a_state_that_was_tampered_with_is_refused_in_one_sentence(tamper, at_save, tmp_path):
+    """Though its digest is right."""
+    left_after(6, tmp_path, at_save)
+    for path in saved_states(tmp_path):
+        state = read_state(path)
+        tamper(state)
+        write_state(path, state)
+    with pytest.raises(StateError, match=r"^the checkpoint does not fit this fit \(\w+: [^\n]*\); remove its folder to start anew$"):
+        fit(tmp_path)
+
+
+def test_a_state_of_brackets_without_end_is_damaged(tmp_path):
+    path = tmp_path / "state-000001.safetensors"
+    tree = "[" * 100_000
+    path.write_bytes(save({}, {"format": "fpsde-state", "version": "2", "tree": tree, "digest": digest(tree, {})}))
+    with pytest.raises(StateFileError, match="state-000001.safetensors: damaged"):
+        read_state(path)
+
+
 def test_a_full_disk_is_warned_of_once_and_the_last_good_file_stays(at_save, tmp_path, alone):
     left_after(6, tmp_path, at_save)
     before = {path: path.read_bytes() for path in saved_states(tmp_path)}
@@ -317,11 +361,11 @@ def test_killed_by_sigkill_at_random_moments():
 def test_a_state_is_read_as_it_was_written(tmp_path):
     state = {"rng": np.random.default_rng(0).bit_generator.state, "best": float("inf"), "third": 1 / 3, "none": None,
              "parts": [{"w": torch.randn(3, 2).T, "count": torch.tensor(3)}, {}], "bytes": torch.arange(5, dtype=torch.uint8),
-             "nothing": torch.zeros(2, 0), "yes": torch.tensor([True])}
+             "nothing": torch.zeros(2, 0), "none at all": torch.as_tensor(np.zeros(0, "f4")), "yes": torch.tensor([True])}
     write_state(tmp_path / "s", state)
     read = read_state(tmp_path / "s")
     assert [*read] == [*state]
-    for name in ("bytes", "nothing", "yes"):
+    for name in ("bytes", "nothing", "none at all", "yes"):
         assert torch.equal(read[name], state[name])
         assert read[name].dtype == state[name].dtype
     assert torch.equal(read["parts"][0]["w"], state["parts"][0]["w"])
