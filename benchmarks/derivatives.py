@@ -196,7 +196,7 @@ def draw(dims: list[int], rows: dict[tuple[str, int], dict[str, float]], file: P
         panel.set(title=conditioner, xlabel="dimension d")
         panel.grid(alpha=0.3)
     axes[0, 0].set_ylabel(f"ms for {TIMES * POINTS} points")
-    axes[0, -1].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(file, dpi=110)
 
 
