@@ -12,7 +12,7 @@ BOUNDS = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requ
 
 
 def pins(name):
-    return dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#"))
+    return dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if "==" in line)
 
 
 def numbers(version):
