@@ -119,9 +119,11 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     optimiser, average = loop.optimiser, loop.average
     rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
-    if saved is not None:
-        with restoring():
+    with restoring():
+        if saved is not None:
             loop.restore(saved, config.steps)
+        if not all(p.requires_grad for p in trained):
+            raise ValueError("parameters that do not learn")
     forward = compiled(module) if compile and count() == 1 else together(module, trained)
     start = time.monotonic()
     for step in range(loop.step, config.steps):

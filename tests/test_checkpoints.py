@@ -194,6 +194,7 @@ TAMPERED = {
     "no state of a generator": lambda s: _last(s)["loop"].update(generator=torch.zeros(3)),
     "a density of another dimension": lambda s: _last(s)["start"]["model"].update(
         {"density.means": torch.zeros_like(_last(s)["start"]["model"]["density.means"])[..., :1]}),
+    "a start at which nothing learns": lambda s: _last(s).update(loop=None) or _last(s)["start"].update(learning=[]),
     "a summary of words": lambda s: _last(s)["start"].update(summary={"skipped_steps": "many"}),
 }
 

@@ -59,3 +59,19 @@ def _nested(function, order):
     for _ in range(order):
         functions.append(torch.func.grad(functions[-1]))
     return functions
+
+
+@pytest.mark.parametrize("name", taylor.ACTIVATIONS)
+def test_the_function_of_a_tensor_is_the_value_of_the_series(name, device, close):
+    function, series_function = taylor.ACTIVATIONS[name]
+    z = torch.linspace(-4, 4, 33, dtype=torch.float64, device=device)
+    close(function(z), series_function([z])[0], 1e-14)
+
+
+def test_a_sharp_softplus_of_a_series(device, close):
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64, device=device)
+    value, slope, bend = taylor.to_derivatives(taylor.compose_softplus([z, 2 + 0 * z, z], 3.0))
+    softplus, sigmoid = torch.log1p(torch.exp(3 * z)) / 3, torch.sigmoid(3 * z)
+    close(value, softplus, 1e-12)
+    close(slope, 2 * sigmoid, 1e-12)
+    close(bend, 2 * z * sigmoid + 4 * 3 * sigmoid * (1 - sigmoid), 1e-12)
