@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpsde.density import DensityTerms
 
@@ -155,3 +156,20 @@ def set_entry(tree, place, value):
     for key in keys:
         tree = tree[key]
     tree[last] = value
+
+
+class Terms(NamedTuple):
+    """What a loss returns, as far as training asks."""
+
+    loss: Tensor
+
+
+class Bowl(nn.Module):
+    """(w - target)^2, with a target that can be made infinite at chosen steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3))
+
+    def forward(self, target):
+        return Terms((self.w - target).square().sum())

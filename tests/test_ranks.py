@@ -8,14 +8,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from problems import ROTATION, rotating_snapshots
-from torch import nn
+from problems import ROTATION, Bowl, rotating_snapshots
 
 from fpsde import FokkerPlanckSDE, ranks
 from fpsde.batches import SnapshotBatches
@@ -85,19 +83,6 @@ def gradients(model, batch, weights):
     forward = ranks.together(model, model.parameters())
     forward(*batch, weights).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-class Terms(NamedTuple):
-    loss: torch.Tensor
-
-
-class Bowl(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(3))
-
-    def forward(self, target):
-        return Terms((self.w - target).square().sum())
 
 
 def bowl(worst):

@@ -1,27 +1,12 @@
 import io
-from typing import NamedTuple
 
 import pytest
 import torch
+from problems import Bowl, Terms
 from torch import nn
 
 from fpsde.progress import Progress
 from fpsde.train import TrainConfig, TrainingError, _Skips, choose_device, one_thread, singular_matrices, train
-
-
-class Terms(NamedTuple):
-    loss: torch.Tensor
-
-
-class Bowl(nn.Module):
-    """(w - target)^2, with a target that can be made infinite at chosen steps."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(3))
-
-    def forward(self, target):
-        return Terms((self.w - target).square().sum())
 
 
 def run(bad=(), steps=300, **options):
