@@ -20,9 +20,12 @@ from fpsde.files import FileError, digest, write_atomically
 __all__ = ["FORMAT", "FORMAT_VERSION", "load_file", "save_file"]
 
 FORMAT = "fpsde-model"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # What each version that can be read keeps beside the weights.
-METADATA = {"2": {"format", "version", "header"}, "3": {"format", "version", "header", "digest"}}
+METADATA = {"2": {"format", "version", "header"}, "3": {"format", "version", "header", "digest"},
+            "4": {"format", "version", "header", "digest"}}
+# Of these masked conditioners had matrices, which are no longer computed with.
+MATRICES, MASK = ("2", "3"), "conditioner.before"
 DTYPES = ("F32", "F64", "BOOL")
 LARGEST_HEADER = 2**24
 
@@ -82,6 +85,9 @@ def load_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileError(f"{path}: not a model file, or damaged ({said})") from error
     if metadata["version"] != "2" and metadata["digest"] != digest(metadata["header"], tensors):
         raise FileError(f"{path}: damaged, its content is not what its digest says; fetch the file again or fit again")
+    if metadata["version"] in MATRICES and any(name.endswith(MASK) for name in tensors):
+        raise FileError(f"{path}: model format {metadata['version']} with conditioner 'masked', which is no longer read; "
+                        "fit again")
     if not isinstance(header, dict) or not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise FileError(f"{path}: damaged, its header or weights are not usable")
     return tensors, header
@@ -93,7 +99,7 @@ def _check_metadata(path: Path, metadata: dict[str, str]) -> None:
         raise FileError(f"{path}: not a model file of fpsde")
     version = metadata.get("version", "")
     if version not in METADATA:
-        raise FileError(f"{path}: model format {version!r:.20}, this fpsde reads {' and '.join(METADATA)}; "
+        raise FileError(f"{path}: model format {version!r:.20}, this fpsde reads {min(METADATA)} to {max(METADATA)}; "
                         f"{'fit again' if version in ('0', '1') else 'update fpsde'}")
     for name in sorted(metadata.keys() ^ METADATA[version]):
         what = "missing" if name in METADATA[version] else "unknown in this version"

@@ -489,7 +489,7 @@ COMMANDS = {
     "a changed byte in a model": info(flip),
     "a pickle": info(lambda content: b"\x80\x04cos\nsystem\n."),
     "weights of something else": info(lambda content: save_tensors({"a": torch.zeros(3)})),
-    "a model of a later version": info(metadata(version="4")),
+    "a model of a later version": info(metadata(version="5")),
     "a model of the first version": info(metadata(version="1")),
     "a model without its digest": info(metadata(digest=None)),
     "more beside the weights": info(metadata(code="import os")),

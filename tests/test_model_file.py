@@ -113,7 +113,7 @@ def test_foreign_later_and_poisoned_files(tmp_path):
         load_file(tmp_path / "m")
     for version in ("9" * 9999, "٢", "", "2 "):
         save_tensors(TENSORS, tmp_path / "m", {"format": "fpsde-model", "version": version})
-        with pytest.raises(FileError, match="this fpsde reads 2 and 3; update fpsde"):
+        with pytest.raises(FileError, match="this fpsde reads 2 to 4; update fpsde"):
             load_file(tmp_path / "m")
     poisoned = {"a": torch.tensor([float("nan")])}
     for version, more in (("2", {}), (str(FORMAT_VERSION), {"digest": digest("{}", poisoned)})):
@@ -166,6 +166,15 @@ def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
         file.seek(size // 2)
         file.write(bytes(size - size // 2))
     assert all(torch.equal(tensors[name], value) for name, value in TENSORS.items())
+
+
+def test_masked_conditioners_of_earlier_formats_are_refused_by_name(tmp_path):
+    """Not as damaged."""
+    tensors = {"sde.drift.conditioner.before": torch.zeros(2, 2)}
+    save_tensors(tensors, tmp_path / "m", {"format": "fpsde-model", "version": "3", "header": "{}",
+                                           "digest": digest("{}", tensors)})
+    with pytest.raises(FileError, match="format 3 with conditioner 'masked', which is no longer read; fit again$"):
+        load_file(tmp_path / "m")
 
 
 FILES = sorted((Path(__file__).parent / "data").glob("model_*.fpsde"))
