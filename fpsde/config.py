@@ -33,6 +33,7 @@ class IdentificationConfig:
             snapshots themselves, 0.003 already slows what turns.
         path_pooling: weight, for a drift free in time, of the path's relative entropy to the pooled law of all snapshots.
         drift_energy: weight of the drift's kinetic energy for a drift free in time; it decides how much noise there is.
+        rest_energy: the same where terms of the drift are known, for what is learned beside them; the residual weighs one.
         ridge: weights of the squared readouts.
         points: snapshot points in a step, over all times.
         collocation: times and points at each time where the residual is evaluated in a step.
@@ -57,6 +58,7 @@ class IdentificationConfig:
     path_energy: float = 1e-3
     path_pooling: float = 2e-2
     drift_energy: float = 1e-2
+    rest_energy: float = 0.3
     ridge: Ridge = Ridge()
     points: int = 2048
     collocation: tuple[int, int] = (32, 64)

@@ -5,7 +5,8 @@ For any noise there is a drift that leaves the same marginals, :math:`f = v + \t
 same at all times it can be measured how far it does:
 
 - the noise is scaled by 1/4 to 4 and the drift solved for again, with the path as it is; half the growth of the
-  moments' misfit says how much worse the snapshots are explained, and 1.92 marks the ends of the noise's interval;
+  moments' misfit says how much worse the snapshots are explained, and 1.92 marks the ends of the noise's interval, which is
+  never narrower than twice the standard error of a noise whose shape is open too;
 - the drift is projected on gradients under the density of every time: that part each marginal fixes by itself, given the
   noise; the rest circulates;
 - a turn of the whole population about its centre is added, with the drift's bends as they are, and the equations say how
@@ -49,6 +50,7 @@ Array = NDArray[np.float64]
 SCALES = np.geomspace(0.25, 4, 17)
 # Half the 95 % quantile of chi-square with one degree of freedom.
 LOSS_AT_ENDS = 1.92
+TWO_SIDED = 1.96
 POINTS = 512
 MAX_TURNING_DIM = 10
 CHANCE_POINTS = 200
@@ -69,7 +71,8 @@ class Identifiability(NamedTuple):
     """Half the growth of the misfit at each, shape (k,); for a drift free in time, the mean square of the velocity by which
     the SDE misses its density path, relative to that of the path."""
     noise_interval: tuple[float, float]
-    """Multiples of the fitted noise that explain the snapshots about as well; an end at 1/4 or 4 is open."""
+    """Multiples of the fitted noise that explain the snapshots about as well, with the path as it is; an end at 1/4 or 4 is
+    open."""
     noise_given: bool
     """Whether the noise was given and not learned."""
     gradient_share: float
@@ -107,8 +110,8 @@ class Identifiability(NamedTuple):
             noise = ("The snapshots do not tell the noise level: a drift free in time can make up for any; least kinetic "
                      "energy of the drift chose it.")
         elif self.noise_known:
-            noise = (f"The level of the noise, its shape as fitted, is known to between {ends[0]} and {ends[1]} times the "
-                     "fitted one, given that drift and noise are the same at all times.")
+            noise = (f"The level of the noise is known to between {ends[0]} and {ends[1]} times the fitted one, given the "
+                     "density path and that drift and noise are the same at all times.")
         else:
             noise = (f"The snapshots hardly tell the noise level: {ends[0]} to {ends[1]} times the fitted one explains "
                      "them about as well.")
@@ -118,8 +121,8 @@ class Identifiability(NamedTuple):
             drift = ("What is learned of the drift is a gradient by assumption: nothing of it circulates, and each "
                      "snapshot fixes it once the noise is known.")
         elif not self.autonomous:
-            drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy leaves "
-                     "it out.")
+            drift = (f"{share}; any circulation that leaves the density alone could be added, least kinetic energy of "
+                     "what is learned leaves it out.")
         elif math.isnan(self.turning):
             drift = f"{share}; the rest is fixed only by drift and noise being the same at all times."
         elif self.turning_known:
@@ -166,8 +169,9 @@ def identifiability(model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tens
     equations = MomentEquations(model, times.double(), snapshots, generator, weights, sizes)
     misfit, turning = _profile(equations)
     worse = np.array(misfit) - min(misfit)
-    return Identifiability(True, SCALES, worse, _interval(worse), given, share, turning / span, span,
-                           *_errors(equations, torch.cat(snapshots)), gradient)
+    errors = _errors(equations, torch.cat(snapshots))
+    return Identifiability(True, SCALES, worse, _widened(_interval(worse), errors[0]), given, share, turning / span, span,
+                           *errors, gradient)
 
 
 def _errors(equations: MomentEquations, x: Tensor) -> tuple[float, float]:
@@ -279,6 +283,12 @@ def _interval(worse: Array) -> tuple[float, float]:
         return float(SCALES[inner])
 
     return crossing(range(best - 1, -1, -1)), crossing(range(best + 1, len(SCALES)))
+
+
+def _widened(interval: tuple[float, float], error: float) -> tuple[float, float]:
+    """The interval, or that of a relative standard error about 1 if this is wider: the profile holds the noise's shape."""
+    reach = math.exp(min(TWO_SIDED * error, math.log(SCALES[-1])))
+    return min(interval[0], 1 / reach), max(interval[1], reach)
 
 
 def _gradient_share(model: FokkerPlanckLoss, generator: torch.Generator, seed: int) -> float:

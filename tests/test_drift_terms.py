@@ -65,6 +65,17 @@ def test_where_all_is_known_little_is_learned():
     assert relative(model.drift(x, t), x @ ROTATION.T) < 0.15
 
 
+def test_what_is_known_is_kept_by_a_drift_free_in_time():
+    """Least energy leaves the turn out, unless it is known."""
+    x, t = rotating_snapshots(300, np.linspace(0, 2, 5))
+    errors = []
+    for prior in (None, lambda x, t: x @ FULL.T):
+        model = FokkerPlanckSDE(4, diffusion=ROTATION_NOISE, drift_prior=prior, max_steps=150, random_state=0,
+                                device="cpu").fit(x, t)
+        errors.append(relative(model.drift(x, t), x @ ROTATION.T))
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_a_potential_is_found_and_helps():
     x, t = double_well_snapshots(400, np.linspace(0, 3, 6))
     errors = {}
