@@ -4,7 +4,7 @@ The points are independent draws from :math:`p(t_j; \theta)`. Nothing but the nu
 start is left open, so that no estimator without that formula can be expected to do better. The search starts at the truth.
 
 - "linear": f = A x + b, g constant. Gaussian; mean and covariance by the matrix exponential (Van Loan). The start's
-  covariance is free up to five dimensions and diagonal above, as it is in `systems.py`.
+  covariance is free up to ten dimensions and diagonal above, as it is in `systems.py`.
 - "geometric": f = mu x, g = s x. Gaussian in log x.
 - "pull": f = a x + b, g constant, the 1-D linear form.
 - "well", f = a x - b x^3 with constant g, and "bent", f = -a x with g = s (1 + c tanh x): the Fokker-Planck equation on a
@@ -26,7 +26,7 @@ from torch import Tensor
 
 __all__ = ["maximum_likelihood"]
 
-FULL_START_UP_TO = 5
+FULL_START_UP_TO = 10
 GRID = 201
 POINTS = 10_000
 

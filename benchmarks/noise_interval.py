@@ -31,8 +31,8 @@ def main() -> None:
     torch.set_num_threads(1)
     told = " ".join(f"--{name} {getattr(chosen, name)}" for name in ("sets", "snapshots", "points", "steps"))
     lines = heading("The interval of the noise level", f"python benchmarks/noise_interval.py {told}")
-    lines += [f"{SYSTEM.name}, {chosen.snapshots} snapshots of {chosen.points} points. `held`: sets whose interval (95 %) holds "
-              "the truth. Errors in %, root mean square over sets, beside the standard errors of `identifiability()`.",
+    lines += [f"{SYSTEM.name}, {chosen.snapshots} snapshots of {chosen.points} points. `held`: sets whose interval (95 %) "
+              "holds the truth. Errors in %, root mean square over sets, beside those that `identifiability()` expects.",
               "", "| noise | held | mean width | truth over fit | noise: error | standard error | drift: error | "
               "standard error |", "|" + 8 * "---|"]
     for diffusion in ("constant", "state"):

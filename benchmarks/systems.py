@@ -41,7 +41,7 @@ class System:
     diffusion: Field
     start: Callable[[int, np.random.Generator], Array]
     duration: float
-    goal: tuple[float, float] = (0.05, 0.08)
+    goal: tuple[float, float] = (0.04, 0.06)
     points: int = 2000
     noise: tuple[float, ...] = ()
     form: tuple[str, ...] = ()
@@ -142,11 +142,11 @@ CORE = [
     System("double well, 2-D", lambda x: np.stack([x[:, 0] - x[:, 0] ** 3, -x[:, 1]], 1), even(np.array([0.7, 0.5])),
            lambda n, rng: rng.standard_normal((n, 2)) * [0.3, 1.0], 4.0, noise=(0.7, 0.5), form=("well", "pull")),
     System("geometric Brownian motion, 2-D", lambda x: x * [0.4, -0.3], lambda x: x * [0.3, 0.2],
-           lambda n, rng: np.array([1.0, 2.0]) * np.exp(0.1 * rng.standard_normal((n, 2))), 2.0, (0.12, 0.25),
+           lambda n, rng: np.array([1.0, 2.0]) * np.exp(0.1 * rng.standard_normal((n, 2))), 2.0, (0.06, 0.12),
            form=("geometric", "geometric")),
     System("Lotka-Volterra (lv.npz), 200 points",
            lambda x: np.stack([x[:, 0] - 0.4 * x[:, 0] * x[:, 1], 0.1 * x[:, 0] * x[:, 1] - 0.4 * x[:, 1]], 1),
-           lambda x: 0.02 * x, lambda n, rng: np.array([5.0, 4.0]) + 0.1 * rng.random((n, 2)), 10.0, (0.12, 0.25), 200),
+           lambda x: 0.02 * x, lambda n, rng: np.array([5.0, 4.0]) + 0.1 * rng.random((n, 2)), 10.0, (0.05, 0.15), 200),
 ]
 
 WIDE = [
