@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fpsde import ranks
 from fpsde.batches import SnapshotBatches
 from fpsde.checkpoints import Course
-from fpsde.compiled import pays
+from fpsde.compiled import AUTONOMOUS_PATH, NETS, PATH, Gain, pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
@@ -130,7 +130,7 @@ class _Fit:
         self.points = math.ceil(config.points / ranks.count())
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
-        self.done = 0
+        self.done, self.compiles = 0, True
 
     def state(self) -> State:
         """Returns all that changes from phase to phase."""
@@ -196,11 +196,16 @@ class _Fit:
             noise = torch.cat([noise, -noise], 1).to(self.density.means)
             return *self.kept.draw(self.t, self.points), self._times(PATH_TIMES), noise
 
-        steps, fast = round(share * self.config.steps), self.config.compile
-        if fast is None:
-            fast = pays(steps, self.config.points * self.config.n_components // self.n_paths, self.device)
+        steps = round(share * self.config.steps)
+        # Compiled once for all paths, which are of one shape.
+        fast = self._compiles(self.n_paths * steps, self.config.points * self.config.n_components // self.n_paths,
+                              PATH if chosen else AUTONOMOUS_PATH)
         self._train(loss, steps, [{"params": list(self.density.parameters())}], draw,
                     lambda loss: -self._likelihood(loss.density), compile=fast)
+
+    def _compiles(self, steps: int, size: int, gain: Gain) -> bool:
+        wanted = pays(steps, size, gain, self.device) if self.config.compile is None else self.config.compile
+        return wanted and self.compiles
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -281,7 +286,9 @@ class _Fit:
 
         for parameter in self.density.parameters():
             parameter.requires_grad_(False)
-        self._train(self.model, steps, groups, draw, score, before, solver)
+        # Functions of others are not looked into.
+        fast = not self.given and self._compiles(steps, math.prod(self.config.collocation) * self.data.dim, NETS)
+        self._train(self.model, steps, groups, draw, score, before, solver, fast)
 
     def polish(self) -> None:
         """Solves for the readouts under the final density, on many points."""
@@ -366,6 +373,7 @@ class _Fit:
         module.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped
+        self.compiles &= result.compiles
 
     @torch.no_grad()
     def _curves(self, terms: LossTerms, learned: set[int]) -> dict[str, float]:

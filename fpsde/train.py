@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fpsde.compiled import compiled
+from fpsde.compiled import Compiled, differentiated
 from fpsde.ranks import count, everywhere, mean_value, together
 
 __all__ = ["Offer", "Report", "State", "StateError", "TrainConfig", "TrainResult", "TrainingError", "choose_device",
@@ -86,6 +86,8 @@ class TrainResult(NamedTuple):
     best_score: float
     state: dict[str, Tensor]
     """The averaged state with the best score."""
+    compiles: bool = True
+    """Not so if compiling was tried and failed."""
 
 
 def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
@@ -99,7 +101,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     optimiser. Where several processes train together, gradient, score and what is skipped are those of all.
 
     Arguments:
-        module: returns a tuple whose first entry, also named `loss`, is the scalar to descend.
+        module: returns a named tuple whose first entry, `loss`, is the scalar to descend.
         parameters: groups for the optimiser, with "params" and optionally "lr".
         draw: gives the arguments of the module at a step.
         score: judges the module with averaged parameters, lower is better.
@@ -124,7 +126,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
             loop.restore(saved, config.steps)
         if not all(p.requires_grad for p in trained):
             raise ValueError("parameters that do not learn")
-    forward = compiled(module) if compile and count() == 1 else together(module, trained)
+    fast = Compiled(module, trained[0].device) if compile and count() == 1 else None
+    evaluate = fast or differentiated(together(module, trained))
     start = time.monotonic()
     for step in range(loop.step, config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -133,9 +136,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         batch = draw(step)
         if before is not None:
             before(step, batch)
-        terms = forward(*batch)
         optimiser.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        terms = evaluate(*batch)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         usable = everywhere(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm))
         setattr(optimiser, "found_inf", loop.skips.count(usable))  # noqa: B010
@@ -157,7 +159,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     if config.steps and not math.isfinite(loop.best):
         raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
                             "in the data, or use fewer components")
-    return TrainResult(config.steps, loop.skips.total, loop.best_step, loop.best, loop.best_state)
+    return TrainResult(config.steps, loop.skips.total, loop.best_step, loop.best, loop.best_state,
+                       fast is None or not fast.failed)
 
 
 class _Loop:
