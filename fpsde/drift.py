@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpsde.field import AbstractField
+from fpsde.field import AbstractField, Operator
 from fpsde.given import GivenField
 
 __all__ = ["AbstractDrift", "PriorDrift"]
@@ -65,8 +65,8 @@ class PriorDrift(AbstractDrift):
     def known(self, t: Tensor, x: Tensor) -> Tensor:
         return self.prior(t, x) + self.learned.known(t, x)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return self.learned.columns(t, x, operator, rows)
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        return self.learned.columns(t, x, operators, rows)
 
     def get_readout(self) -> Tensor:
         return self.learned.get_readout()

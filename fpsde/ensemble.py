@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fpsde.density import AbstractDensity, DensityTerms, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion
 from fpsde.drift import AbstractDrift
-from fpsde.field import AbstractField
+from fpsde.field import AbstractField, Operator
 from fpsde.growth import Growth
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
@@ -63,8 +63,9 @@ class _Members(AbstractField):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return torch.cat([member.columns(t, x, operator, rows) for member in self._fields()], -1) / len(self.members)
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        parts = [member.columns(t, x, operators, rows) for member in self._fields()]
+        return [torch.cat(part, -1) / len(self.members) for part in zip(*parts, strict=True)]
 
     def get_readout(self) -> Tensor:
         return torch.cat([member.get_readout() for member in self._fields()], -1)

@@ -271,17 +271,18 @@ class _Fit:
         solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, len(self.t)), *self._collocation(), weights
+            return *self.kept.draw(self.t, len(self.t)), *self._with_density(self._collocation(), weights)
 
         def before(step: int, batch: tuple[Any, ...]) -> None:
             if solver is not None and step % solver.interval == 0:
-                solver.step(batch[2], batch[3], weights)
+                solver.step(*batch[2:])
 
         check = self._collocation(2 * self.config.collocation[0])
+        checked = self._with_density(check, weights)
 
         def score(model: FokkerPlanckLoss) -> float:
             with torch.no_grad():
-                return float(model(self.t[:1], check[1][:1], *check, weights).loss
+                return float(model(self.t[:1], check[1][:1], *checked).loss
                              + model.density.log_prob(self.t[:1], check[1][:1]).mean())
 
         for parameter in self.density.parameters():
@@ -326,6 +327,11 @@ class _Fit:
         """Stratified random times, so many in all processes together, and points drawn from the density at each."""
         t = self._times(n_times or self.config.collocation[0])
         return t, self.density.sample(t, n_points or self.config.collocation[1], self.generator)
+
+    @torch.no_grad()
+    def _with_density(self, inside: tuple[Tensor, Tensor], weights: LossWeights) -> tuple[Any, ...]:
+        """Collocation points for nets that follow a held path, with the density's terms there, which all share."""
+        return *inside, weights, self.density.terms(*inside)
 
     def _times(self, n: int) -> Tensor:
         n = math.ceil(n / ranks.count())

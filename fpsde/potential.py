@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, picked
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, Operator, picked
 from fpsde.taylor import tanh, to_derivatives
 
 __all__ = ["GradientDrift", "learned_potential"]
@@ -87,7 +87,10 @@ class GradientDrift(AbstractDrift):
         bent = (_log_cosh(z) - _log_cosh(self.shifts)) @ weights
         return bent + (0.5 * x * (x @ matrix) + x * offset).sum(-1)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        return [self._columns(x, operator, rows) for operator in operators]
+
+    def _columns(self, x: Tensor, operator: Operator, rows: Tensor | None) -> Tensor:
         points, own = x.reshape(-1, self.dim), self.directions.T[:, None]
         if rows is not None:
             operator = [torch.zeros_like(points).index_copy(1, rows, o) for o in operator]

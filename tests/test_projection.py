@@ -45,6 +45,31 @@ def test_rows_are_the_derivative_of_the_residual(close):
     close(rows.matrix @ step.flatten(), ((r() - before).flatten() * root), 1e-5)
 
 
+def test_normal_equations_are_those_of_all_rows(monkeypatch, close):
+    """Rows of a coordinate alone, and those that know of its drift only, are as rows with zeros."""
+    monkeypatch.setattr("fpsde.projection.BLOCK", 5)
+    path, (drift, diffusion) = build_path(2), nets(2, "state")
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    t, x = torch.rand(3, dtype=torch.float64), torch.randn(3, 10, 2, dtype=torch.float64)
+    weights = LossWeights(0.5, 2.0, 3.0)
+    rows = strong_rows(model, t, x, weights, torch.arange(2))
+    for known, row in zip(strong_rows(model, t, x, weights, torch.arange(2), path.terms(t, x)), rows, strict=True):
+        assert torch.equal(known.matrix, row.matrix)
+    solver = ReadoutSolver(model, Ridge(), memory=0.0)
+    system, values = solver.systems[0], torch.cat([drift.get_readout(), diffusion.get_readout()], 1)
+    system.add(rows, values, 0.0)
+    full, right = torch.zeros_like(system.normal), torch.zeros_like(system.right)
+    for row in rows:
+        matrix, misfit = row.matrix, row.misfit.flatten()
+        if matrix.dim() == 3:
+            matrix = torch.block_diag(*torch.nn.functional.pad(matrix, (0, values.shape[1] - matrix.shape[2])))
+        share = row.weight / (len(misfit) if row.matrix.dim() == 2 else len(misfit) / 2)
+        full += share * matrix.T @ matrix
+        right += share * matrix.T @ (misfit - matrix @ values.flatten())
+    close(system.normal.tril(), full.tril(), 1e-12)
+    close(system.right, right, 1e-12)
+
+
 def test_solve_finds_a_moving_gaussian_with_known_noise():
     """With noise g and a Gaussian of unit covariance, f = c - g^2 x / 2 + ... up to rotations that leave p as it is."""
     path = exact_gaussian_path()
