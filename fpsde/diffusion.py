@@ -27,8 +27,8 @@ class AbstractDiffusion(AbstractField):
     """A diagonal diffusion g(t, x), positive, in units of x per square root of time."""
 
     @abstractmethod
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d)."""
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d), or of the coordinates `rows`, (..., G)."""
 
 
 class AbstractKnownDiffusion(AbstractDiffusion):
@@ -70,9 +70,9 @@ class KnownDiffusion(AbstractKnownDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.level.expand_as(x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros_like(x)
-        return self.level.square().expand_as(x), zero, zero
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(picked(x, rows, -1))
+        return picked(self.level, rows).square().expand_as(zero), zero, zero
 
 
 class FunctionDiffusion(AbstractKnownDiffusion):
@@ -90,9 +90,9 @@ class FunctionDiffusion(AbstractKnownDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.field(t, x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         g = from_derivatives(self.field.derivatives(t, x, order=2))
-        a, slope, bend = to_derivatives(multiply(g, g))
+        a, slope, bend = (picked(part, rows, -1) for part in to_derivatives(multiply(g, g)))
         return a, slope, bend
 
 
@@ -110,9 +110,9 @@ class ConstantDiffusion(AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.log_level.exp().expand_as(x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros_like(x)
-        return (2 * self.log_level).exp().expand_as(x), zero, zero
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(picked(x, rows, -1))
+        return (2 * picked(self.log_level, rows)).exp().expand_as(zero), zero, zero
 
     def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
         slope = picked(2 * (2 * self.log_level).exp(), rows)
@@ -159,9 +159,9 @@ class StateDiffusion(AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.level * _positive([self.net(t, x)])[0]
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = from_derivatives(self.net.derivatives(t, x, order=2))
-        root = [self.level * c for c in _positive(z)]
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        z = from_derivatives(self.net.derivatives(t, x, order=2, rows=rows))
+        root = [picked(self.level, rows) * c for c in _positive(z)]
         a, slope, bend = to_derivatives(multiply(root, root))
         return a, slope, bend
 

@@ -102,8 +102,8 @@ class MeanDrift(_Members, AbstractDrift):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x) for member in self.members])
 
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
-        parts = [cast(AbstractDrift, member).derivatives(t, x, order) for member in self.members]
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        parts = [cast(AbstractDrift, member).derivatives(t, x, order, rows=rows) for member in self.members]
         return tuple(_mean(part) for part in zip(*parts, strict=True))
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class MeanDiffusion(_Members, AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x).square() for member in self.members]).sqrt()
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [cast(AbstractDiffusion, member).variance(t, x) for member in self.members]
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [cast(AbstractDiffusion, member).variance(t, x, rows) for member in self.members]
         a, slope, bend = (_mean(part) for part in zip(*parts, strict=True))
         return a, slope, bend
 

@@ -62,6 +62,6 @@ class AbstractField(nn.Module):
         """
 
 
-def picked(values: Tensor, rows: Tensor | None) -> Tensor:
-    """Returns the entries of these coordinates, along the first axis; all if None."""
-    return values if rows is None else values[rows]
+def picked(values: Tensor, rows: Tensor | None, axis: int = 0) -> Tensor:
+    """Returns the entries of these coordinates, along an axis; all if None."""
+    return values if rows is None else values.index_select(axis, rows) if axis else values[rows]

@@ -108,7 +108,7 @@ class HollowNet(AbstractDrift):
         return self.derivatives(t, x, order=0)[0]
 
     def derivatives(self, t: Tensor, x: Tensor, order: int = 2,
-                    mode: Literal["taylor", "reverse"] = "taylor") -> tuple[Tensor, ...]:
+                    mode: Literal["taylor", "reverse"] = "taylor", *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
         """Evaluates the field and its dimension-wise derivatives.
 
         Arguments:
@@ -116,17 +116,18 @@ class HollowNet(AbstractDrift):
             x: points, shape (..., d).
             order: highest derivative k >= 0.
             mode: "taylor" (one forward pass) or "reverse" (k backward passes).
+            rows: the coordinates that are wanted, shape (G,), in Taylor mode; all if left out.
 
         Returns:
-            The k + 1 tensors (f, D f, ..., D^k f), each of the shape of x.
+            The k + 1 tensors (f, D f, ..., D^k f), each of the shape of x, or (..., G).
         """
         if order < 0:
             raise ValueError(f"order must be at least 0, got {order}")
         if mode == "taylor":
-            return self.taylor(t, x, order)
-        if mode == "reverse":
+            return self.taylor(t, x, order, rows)
+        if mode == "reverse" and rows is None:
             return self._reverse(t, x, order)
-        raise ValueError(f"mode must be 'taylor' or 'reverse', got {mode!r}")
+        raise ValueError(f"mode must be 'taylor' or 'reverse', the latter for all coordinates, got {mode!r}")
 
     def divergence(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the divergence of the field, shape (...), for x of shape (..., d)."""

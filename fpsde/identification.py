@@ -297,8 +297,8 @@ class _Fit:
             return
         weights = LossWeights(self.config.net_residual, 1.0, self.config.drift_energy)
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
-        for _ in range(max(20, 4 * len(solver.systems))):
-            solver.step(*self._collocation(64, 32), weights)
+        for _ in range(max(4, math.ceil(20 / len(solver.systems)))):
+            solver.sweep(*self._collocation(64, 32), weights)
 
     @torch.no_grad()
     def result(self) -> Identification:

@@ -66,7 +66,7 @@ class GradientDrift(AbstractDrift):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.derivatives(t, x, order=0)[0]
 
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} coordinates in its last axis, got shape {tuple(x.shape)}")
         weights, matrix, offset = self._parts()
@@ -74,7 +74,7 @@ class GradientDrift(AbstractDrift):
         results = []
         for n, curve in enumerate(self._curves(x, order)):
             bent = (weights * curve) @ self.directions ** (n + 1)
-            results.append(-self.metric * (bent + linear[min(n, 2)]))
+            results.append(picked(-self.metric * (bent + linear[min(n, 2)]), rows, -1))
         return tuple(results)
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, 
 from fpsde.ranks import mean
 from fpsde.train import State
 
-__all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
+__all__ = ["ReadoutSolver", "Ridge", "Rows", "Seen", "strong_rows"]
 
 MAX_UNKNOWNS = 2000
 MAX_ELEMENTS = 2**29
@@ -123,7 +123,15 @@ class ReadoutSolver:
         """
         system = self.systems[self.turn]
         self.turn = (self.turn + 1) % len(self.systems)
-        self._solve(system, strong_rows(self.model, t, x, weights, system.group, density))
+        self._solve(system, strong_rows(self.model, Seen.at(self.model, t, x, density), weights, system.group))
+
+    @torch.no_grad()
+    def sweep(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
+        """The same for one group after the other, all on the same points: what is of other coordinates stays as it is."""
+        seen = Seen.at(self.model, t, x)
+        for system in self.systems:
+            self._solve(system, strong_rows(self.model, seen, weights, system.group))
+            seen = seen.refreshed(self.model, system.group)
 
     def _solve(self, system: _NormalEquations, rows: list[Rows]) -> None:
         """Adds rows to one group's system, solves it and sets the readouts; a solution that is not finite does nothing."""
@@ -196,27 +204,54 @@ def _add_products(normal: Tensor, matrix: Tensor, share: float) -> None:
         normal[..., start:, start:start + BLOCK].add_(matrix[..., start:].mT @ block, alpha=share)
 
 
+class Seen(NamedTuple):
+    """Collocation points, and what density, drift and noise are there."""
+
+    t: Tensor
+    """Shape (M, 1)."""
+    x: Tensor
+    """Shape (M, N, d)."""
+    density: DensityTerms
+    drift: tuple[Tensor, ...]
+    """(f, D f), each of shape (M, N, d)."""
+    variance: tuple[Tensor, Tensor, Tensor]
+    """(a, D a, D^2 a), each of shape (M, N, d)."""
+
+    @classmethod
+    @torch.no_grad()
+    def at(cls, model: FokkerPlanckLoss, t: Tensor, x: Tensor, density: DensityTerms | None = None) -> Seen:
+        """Evaluates all at times t, shape (M,), and points x, shape (M, N, d), unless the density's terms are known."""
+        clock = t[:, None]
+        return cls(clock, x, density or model.density.terms(t, x), model.drift.derivatives(clock, x, order=1),
+                   model.diffusion.variance(clock, x))
+
+    @torch.no_grad()
+    def refreshed(self, model: FokkerPlanckLoss, group: Tensor) -> Seen:
+        """Returns the same with drift and noise evaluated anew for some coordinates, shape (G,)."""
+        f, f_slope = _replaced(self.drift, model.drift.derivatives(self.t, self.x, 1, rows=group), group)
+        a, slope, bend = _replaced(self.variance, model.diffusion.variance(self.t, self.x, group), group)
+        return self._replace(drift=(f, f_slope), variance=(a, slope, bend))
+
+
+def _replaced(held: Sequence[Tensor], parts: Sequence[Tensor], group: Tensor) -> Iterator[Tensor]:
+    return (every.index_copy(-1, group, part) for every, part in zip(held, parts, strict=True))
+
+
 @torch.no_grad()
-def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeights, group: Tensor,
-                density: DensityTerms | None = None) -> list[Rows]:
+def strong_rows(model: FokkerPlanckLoss, seen: Seen, weights: LossWeights, group: Tensor) -> list[Rows]:
     """Linearises the residual and its companions at collocation points, for one group of coordinates, in float64.
 
     Arguments:
         model: density, drift and diffusion.
-        t: collocation times, shape (M,).
-        x: collocation points, shape (M, N, d).
+        seen: the collocation points, n in all.
         weights: weights of the terms; one of zero leaves its rows out.
         group: the coordinates to solve for, shape (G,).
-        density: terms of the density there, if they are known.
     """
-    drift, diffusion, clock = model.drift, model.diffusion, t[:, None]
-    density = density or model.density.terms(t, x)
-    f, f_slope = drift.derivatives(clock, x, order=1)
-    variance = diffusion.variance(clock, x)
+    clock, x, density, (f, f_slope), variance = seen
     s = density.score.flatten(0, 1)[:, group]
     one, bend = torch.ones_like(s), density.curvature.flatten(0, 1)[:, group] + s * s
-    of_drift, by_drift = drift.columns(clock, x, [[one], [s, one]], group)
-    of_noise, by_noise = diffusion.columns(clock, x, [[-0.5 * s, -0.5 * one], [-0.5 * bend, -s, -0.5 * one]], group)
+    of_drift, by_drift = model.drift.columns(clock, x, [[one], [s, one]], group)
+    of_noise, by_noise = model.diffusion.columns(clock, x, [[-0.5 * s, -0.5 * one], [-0.5 * bend, -s, -0.5 * one]], group)
     rows = []
     if weights.residual:
         r = model.less_growth(residual(density, (f, f_slope), variance), x)
@@ -226,7 +261,7 @@ def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeig
         q = excess_velocity(density, f, variance).flatten(0, 1)[:, group].T.double()
         rows.append(Rows(torch.cat([of_drift, of_noise], -1).double(), q, weights.velocity))
     if weights.drift_energy:
-        learned = (f - drift.known(clock, x)).flatten(0, 1)[:, group]
+        learned = (f - model.drift.known(clock, x)).flatten(0, 1)[:, group]
         rows.append(Rows(of_drift.double(), learned.T.double(), weights.drift_energy))
     return rows
 
