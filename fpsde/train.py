@@ -7,6 +7,7 @@ solving for part of the parameters) is handed in.
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -235,13 +236,14 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Keeps torch to one thread on the CPU: the tensors of a step are too small to share out.
+    """Keeps torch to one thread on the CPU, unless the environment has OMP_WAIT_POLICY=passive.
 
-    On a busy machine several threads that wait for each other at every operation are tens of times slower than one.
+    On a busy machine threads that wait for each other at every operation by spinning, as they do unless told otherwise, are
+    tens of times slower than one (benchmarks/results/threads.md). That must be told before torch is loaded.
     """
     threads = torch.get_num_threads()
     try:
-        if device.type == "cpu":
+        if device.type == "cpu" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
             torch.set_num_threads(1)
         yield
     finally:
