@@ -4,7 +4,7 @@ One of the four is varied, the others stay. Of every fit are told apart, in proc
 (checking, scaling, matching and clustering the points; with many components for each of several paths); a step of the
 path; a step of the nets, with its share of the solves, or, of an autonomous drift, a step that refines the path; solving
 the moment equations of an autonomous drift; and what comes after the last step. Steps are medians, without the first of a
-loop and without the scores on held-out points. Of many solves at the end, the first 24 are run and stand for the others.
+loop and without the scores on held-out points. Of the sweeps at the end, those of the first 20 s stand for the others.
 The exponent is the slope of the logarithms over the three largest sizes, so that 1 means in proportion. The points are
 Gaussian clouds that move; what they are hardly matters for the cost.
 
@@ -44,7 +44,7 @@ SIZES = {"points": (10**3, 10**4, 10**5, 10**6, 10**7), "dimensions": (2, 10, 50
 OF_AUTONOMOUS = {**SIZES, "dimensions": (2, 3, 5, 10), "components": (8, 32, 128)}
 LARGEST = 3
 STEPS_OF_A_PATH = 10
-SOLVES_AT_END = 24
+SECONDS_AT_END = 20.0
 
 
 class Cost(NamedTuple):
@@ -70,9 +70,9 @@ class Clock:
     def __init__(self) -> None:
         self.loops: list[tuple[float, float, float, bool]] = []
         """Of every loop its start, its end, the seconds of a step, and whether it trains the path alone."""
-        self.aside, self.inside = 0.0, False
-        self.solves: dict[bool, list[float]] = {True: [], False: []}
-        """Seconds of every solve, inside of loops and after them."""
+        self.aside = 0.0
+        self.solves: dict[str, list[float]] = {"step": [], "sweep": []}
+        """Seconds of every solve inside of loops, and of every sweep after them."""
         self.interval, self.skipped = 1, 0
 
     def train(self, module: Any, groups: Any, draw: Any, score: Callable[[Any], float], config: Any, *, report: Any,
@@ -93,22 +93,21 @@ class Clock:
             last, self.aside = time.process_time(), 0.0
 
         begin = last = time.process_time()
-        self.aside, self.inside = 0.0, True
+        self.aside = 0.0
         result = train(module, groups, draw, judged, config, report=reported, **others)
-        self.inside = False
         of_path = type(module).__name__ == "PathLoss"
         self.loops.append((begin, time.process_time(), float(np.median(steps[1:])), of_path))
         return result
 
-    def solve(self, solver: ReadoutSolver, *arguments: Any) -> None:
-        """A solve of the readouts, timed; of many after the steps, the first alone."""
-        if not self.inside and len(self.solves[False]) == SOLVES_AT_END:
+    def solve(self, name: str, solver: ReadoutSolver, *arguments: Any) -> None:
+        """A solve or a sweep of the readouts, timed; of long sweeps after the steps, the first alone."""
+        if name == "sweep" and sum(self.solves[name]) > SECONDS_AT_END:
             self.skipped += 1
             return
         begin = time.process_time()
-        SOLVE(solver, *arguments)
-        self.solves[self.inside].append(time.process_time() - begin)
-        self.aside += self.solves[self.inside][-1]
+        SOLVES[name](solver, *arguments)
+        self.solves[name].append(time.process_time() - begin)
+        self.aside += self.solves[name][-1]
         self.interval = solver.interval
 
     def cost(self, begin: float, end: float) -> Cost:
@@ -118,7 +117,7 @@ class Clock:
         last = path[-1]
         start = last[0] - begin - sum(stop - start for start, stop, _, _ in path[:-1])
         between = others[-1][0] - last[1] - sum(stop - start for start, stop, _, _ in others[:-1])
-        inside, after = self.solves.values()
+        inside, after = self.solves["step"], self.solves["sweep"]
         nets = float(np.median([loop[2] for loop in others]))
         return Cost(start, 1e3 * float(np.median([loop[2] for loop in path])),
                     1e3 * (nets + (float(np.median(inside)) / self.interval if inside else 0.0)), max(between, 0.0),
@@ -126,7 +125,7 @@ class Clock:
                     resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
-SOLVE = ReadoutSolver.step
+SOLVES = {"step": ReadoutSolver.step, "sweep": ReadoutSolver.sweep}
 
 
 def clouds(points: int, dim: int, times: int) -> tuple[Array, Array]:
@@ -148,7 +147,8 @@ def cost(drift: str, steps: int, points: int, dimensions: int, components: int, 
     begin = time.process_time()
     with (warnings.catch_warnings(), one_thread(device), kept_memory(),
           mock.patch.object(identification, "train", clock.train),
-          mock.patch.object(ReadoutSolver, "step", lambda *arguments: clock.solve(*arguments))):
+          mock.patch.object(ReadoutSolver, "step", lambda *arguments: clock.solve("step", *arguments)),
+          mock.patch.object(ReadoutSolver, "sweep", lambda *arguments: clock.solve("sweep", *arguments))):
         warnings.simplefilter("ignore")
         data = Snapshots.of(x, t)
         identification.identify(data, fit_config(settings, data), 0, device)

@@ -39,7 +39,8 @@ class IdentificationConfig:
         collocation: times and points at each time where the residual is evaluated in a step.
         solve: whether the readouts are solved for; otherwise, and in several hundred dimensions, they are descended.
         held_out: share of each snapshot kept for monitoring.
-        compile: whether steps that train the path alone are compiled; None where that pays.
+        compile: whether steps that train the path alone, or the nets after a path that is held, are compiled; None where
+            that pays.
     """
 
     n_components: int = 32

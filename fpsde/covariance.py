@@ -59,13 +59,14 @@ class AbstractCovariance(nn.Module):
         """
 
     @abstractmethod
-    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor, held: bool = False) -> tuple[Tensor, Tensor]:
         """Evaluates what the likelihood alone needs.
 
         Arguments:
             basis: spline basis at M times, shape (M, B).
             means: m, shape (M, K, d).
             x: points, shape (M, N, d).
+            held: whether the gradient is that by x alone.
 
         Returns:
             The squares of Mahalanobis' distance, shape (M, N, K), and log det of the covariance, shape (M, K).
@@ -145,8 +146,10 @@ class FullCovariance(AbstractCovariance):
             drag=whitened @ speed,
             trace_rate=(precision * speed).sum((-2, -1)))
 
-    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor, held: bool = False) -> tuple[Tensor, Tensor]:
         inverse, log_det = _inverse_root(_combine(basis, self._matrices()))
+        if held:
+            inverse, log_det, means = inverse.detach(), log_det.detach(), means.detach()
         # In the units of each component x is an affine function of x: one product of matrices at every time. The components
         # come last, where the sum over coordinates runs along them.
         columns = inverse.permute(0, 3, 2, 1).flatten(2)
@@ -159,7 +162,9 @@ class FullCovariance(AbstractCovariance):
         return self.factors.shape[-2]
 
     def root(self, basis: Tensor) -> Tensor:
-        return torch.linalg.cholesky(_combine(basis, self._matrices()))
+        found = torch.linalg.cholesky_ex(_combine(basis, self._matrices()))
+        # Not torch's own error for what has no factor: to ask whether there is one is to wait for a GPU.
+        return torch.where(found.info[..., None, None] == 0, found.L, math.nan)
 
     def offsets(self, basis: Tensor, noise: Tensor, chosen: Tensor | None = None) -> Tensor:
         roots = self.root(basis)
@@ -233,9 +238,11 @@ class LowRankCovariance(AbstractCovariance):
             + (whitened @ columns_rate) @ columns.mT,
             trace_rate=(diagonal * delta_rate).sum(-1) + 2 * (precise * columns_rate).sum((-2, -1)))
 
-    def distances(self, basis: Tensor, means: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def distances(self, basis: Tensor, means: Tensor, x: Tensor, held: bool = False) -> tuple[Tensor, Tensor]:
         delta = self._delta(basis)
         w, log_det = _woodbury(delta, _combine(basis, self.lengths()))
+        if held:
+            delta, w, log_det, means = delta.detach(), w.detach(), log_det.detach(), means.detach()
         # Sums over the coordinates of products, so that nothing of the size (M, K, N, d) is made; taken from a point
         # amid the components, lest the difference of large squares lose its digits.
         middle = means.mean(1, keepdim=True)

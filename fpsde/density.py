@@ -115,9 +115,18 @@ class GaussianMixturePath(AbstractDensity):
         return cls(basis, state["logits"], state["means"], covariance, constant_weights)
 
     def log_prob(self, t: Tensor, x: Tensor) -> Tensor:
+        return self._log_prob(t, x)
+
+    def held_log_prob(self, t: Tensor, x: Tensor) -> Tensor:
+        """Returns log p as a function of x alone: its gradient does not reach the parameters."""
+        return self._log_prob(t, x, held=True)
+
+    def _log_prob(self, t: Tensor, x: Tensor, held: bool = False) -> Tensor:
         basis, rate = self.basis(t)
-        distances, log_det = self.covariance.distances(basis, self._means(basis), x)
-        return (self._heights(self._weights(basis, rate)[0], log_det)[:, None] - 0.5 * distances).logsumexp(-1)
+        log_weights = self._weights(basis, rate)[0]
+        distances, log_det = self.covariance.distances(basis, self._means(basis), x, held)
+        heights = self._heights(log_weights.detach() if held else log_weights, log_det)
+        return (heights[:, None] - 0.5 * distances).logsumexp(-1)
 
     def terms(self, t: Tensor, x: Tensor) -> DensityTerms:
         basis, rate = self.basis(t)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.field import FREE, AbstractField, picked
+from fpsde.field import FREE, AbstractField, Operator, picked
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
 from fpsde.taylor import Series, compose_softplus, from_derivatives, multiply, sigmoid, to_derivatives
@@ -27,8 +27,8 @@ class AbstractDiffusion(AbstractField):
     """A diagonal diffusion g(t, x), positive, in units of x per square root of time."""
 
     @abstractmethod
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d)."""
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns (a, D a, D^2 a) of a = g^2, each of shape (..., d), or of the coordinates `rows`, (..., G)."""
 
 
 class AbstractKnownDiffusion(AbstractDiffusion):
@@ -37,8 +37,8 @@ class AbstractKnownDiffusion(AbstractDiffusion):
     level: Tensor
     """A level for every coordinate, shape (d,): the known g, or that of one data unit."""
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return operator[0].T[:, :, None][..., :0]
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        return [operator[0].T[:, :, None][..., :0] for operator in operators]
 
     def get_readout(self) -> Tensor:
         return self.level[:, None][:, :0]
@@ -70,9 +70,9 @@ class KnownDiffusion(AbstractKnownDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.level.expand_as(x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros_like(x)
-        return self.level.square().expand_as(x), zero, zero
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(picked(x, rows, -1))
+        return picked(self.level, rows).square().expand_as(zero), zero, zero
 
 
 class FunctionDiffusion(AbstractKnownDiffusion):
@@ -90,9 +90,9 @@ class FunctionDiffusion(AbstractKnownDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.field(t, x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         g = from_derivatives(self.field.derivatives(t, x, order=2))
-        a, slope, bend = to_derivatives(multiply(g, g))
+        a, slope, bend = (picked(part, rows, -1) for part in to_derivatives(multiply(g, g)))
         return a, slope, bend
 
 
@@ -110,12 +110,13 @@ class ConstantDiffusion(AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.log_level.exp().expand_as(x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros_like(x)
-        return (2 * self.log_level).exp().expand_as(x), zero, zero
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        zero = torch.zeros_like(picked(x, rows, -1))
+        return (2 * picked(self.log_level, rows)).exp().expand_as(zero), zero, zero
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return (operator[0] * picked(2 * (2 * self.log_level).exp(), rows)).T[:, :, None]
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        slope = picked(2 * (2 * self.log_level).exp(), rows)
+        return [(operator[0] * slope).T[:, :, None] for operator in operators]
 
     def get_readout(self) -> Tensor:
         return self.log_level.detach()[:, None].clone()
@@ -158,24 +159,18 @@ class StateDiffusion(AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.level * _positive([self.net(t, x)])[0]
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z = from_derivatives(self.net.derivatives(t, x, order=2))
-        root = [self.level * c for c in _positive(z)]
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        z = from_derivatives(self.net.derivatives(t, x, order=2, rows=rows))
+        root = [picked(self.level, rows) * c for c in _positive(z)]
         a, slope, bend = to_derivatives(multiply(root, root))
         return a, slope, bend
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        z = from_derivatives(self.net.taylor(t, x, len(operator) - 1, rows))
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        order = max(map(len, operators)) - 1
+        hidden = self.net.series(t, x, order, rows)
+        z = from_derivatives(self.net.taylor(t, x, order, rows, hidden))
         b = [c.flatten(0, -2) for c in to_derivatives(_slope(z, picked(self.level, rows)))]
-        c = list(operator)
-        # Leibniz: c_0 b psi + c_1 D(b psi) + c_2 D^2(b psi), with b = da/dz, gathered by derivatives of psi.
-        if len(c) == 1:
-            moved = [c[0] * b[0]]
-        elif len(c) == 2:
-            moved = [c[0] * b[0] + c[1] * b[1], c[1] * b[0]]
-        else:
-            moved = [c[0] * b[0] + c[1] * b[1] + c[2] * b[2], c[1] * b[0] + 2 * c[2] * b[1], c[2] * b[0]]
-        return self.net.columns(t, x, moved, rows)
+        return self.net.columns(t, x, [_times(b, operator) for operator in operators], rows, hidden)
 
     def get_readout(self) -> Tensor:
         return self.net.get_readout()
@@ -194,6 +189,15 @@ class StateDiffusion(AbstractDiffusion):
 
     def groups(self) -> Tensor:
         return self.net.groups()
+
+
+def _times(b: Sequence[Tensor], c: Operator) -> Operator:
+    """The operator c applied to b psi, as one that is applied to psi (Leibniz), for b with its derivatives."""
+    if len(c) == 1:
+        return [c[0] * b[0]]
+    if len(c) == 2:
+        return [c[0] * b[0] + c[1] * b[1], c[1] * b[0]]
+    return [c[0] * b[0] + c[1] * b[1] + c[2] * b[2], c[1] * b[0] + 2 * c[2] * b[1], c[2] * b[0]]
 
 
 def _slope(z: Series, level: Tensor) -> Series:

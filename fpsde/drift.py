@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpsde.field import AbstractField
+from fpsde.field import AbstractField, Operator, picked
 from fpsde.given import GivenField
 
 __all__ = ["AbstractDrift", "PriorDrift"]
@@ -34,8 +34,11 @@ class AbstractDrift(AbstractField):
     settings: dict[str, Any]
 
     @abstractmethod
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
-        """Returns f and its dimension-wise derivatives (f, D f, ..., D^order f), each of shape (..., d)."""
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Returns f and its dimension-wise derivatives (f, D f, ..., D^order f), each of shape (..., d).
+
+        Where they are wanted of some coordinates only, `rows`, shape (G,), says of which; they are then of shape (..., G).
+        """
 
     @abstractmethod
     def known(self, t: Tensor, x: Tensor) -> Tensor:
@@ -58,15 +61,15 @@ class PriorDrift(AbstractDrift):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.prior(t, x) + self.learned(t, x)
 
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
-        parts = zip(self.prior.derivatives(t, x, order), self.learned.derivatives(t, x, order), strict=True)
-        return tuple(known + learned for known, learned in parts)
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        parts = zip(self.prior.derivatives(t, x, order), self.learned.derivatives(t, x, order, rows=rows), strict=True)
+        return tuple(picked(known, rows, -1) + learned for known, learned in parts)
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:
         return self.prior(t, x) + self.learned.known(t, x)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return self.learned.columns(t, x, operator, rows)
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        return self.learned.columns(t, x, operators, rows)
 
     def get_readout(self) -> Tensor:
         return self.learned.get_readout()

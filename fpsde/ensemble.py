@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fpsde.density import AbstractDensity, DensityTerms, GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion
 from fpsde.drift import AbstractDrift
-from fpsde.field import AbstractField
+from fpsde.field import AbstractField, Operator
 from fpsde.growth import Growth
 from fpsde.sde import FittedSDE
 from fpsde.snapshots import Snapshots
@@ -63,8 +63,9 @@ class _Members(AbstractField):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        return torch.cat([member.columns(t, x, operator, rows) for member in self._fields()], -1) / len(self.members)
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        parts = [member.columns(t, x, operators, rows) for member in self._fields()]
+        return [torch.cat(part, -1) / len(self.members) for part in zip(*parts, strict=True)]
 
     def get_readout(self) -> Tensor:
         return torch.cat([member.get_readout() for member in self._fields()], -1)
@@ -101,8 +102,8 @@ class MeanDrift(_Members, AbstractDrift):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x) for member in self.members])
 
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
-        parts = [cast(AbstractDrift, member).derivatives(t, x, order) for member in self.members]
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        parts = [cast(AbstractDrift, member).derivatives(t, x, order, rows=rows) for member in self.members]
         return tuple(_mean(part) for part in zip(*parts, strict=True))
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:
@@ -119,8 +120,8 @@ class MeanDiffusion(_Members, AbstractDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return _mean([member(t, x).square() for member in self.members]).sqrt()
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [cast(AbstractDiffusion, member).variance(t, x) for member in self.members]
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [cast(AbstractDiffusion, member).variance(t, x, rows) for member in self.members]
         a, slope, bend = (_mean(part) for part in zip(*parts, strict=True))
         return a, slope, bend
 

@@ -85,9 +85,11 @@ class FokkerPlanckSDE(FittedModel):
         max_steps: training steps.
         validation_fraction: share of each snapshot held out for monitoring.
         device: "auto", "cpu" or "cuda".
-        compile: whether steps that train the path are compiled by torch.compile, which takes a minute or two and changes
-            the result by round-off; "auto" does so where a long fit on the CPU gains more than that.
-        random_state: seed; on the CPU the same seed gives the same fit bit for bit.
+        compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
+            drift free in time, those of the nets. That takes a minute or two and changes the result by round-off; "auto"
+            does so where a long fit gains more than that. It has not run on a GPU yet.
+        random_state: seed; on the CPU the same seed gives the same fit bit for bit. It takes one thread there, or with
+            OMP_WAIT_POLICY=passive in the environment as many as torch has, which changes the last digits.
         verbose: 0 for silence, 1 for progress.
 
     Attributes:

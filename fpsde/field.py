@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField", "picked"]
+__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField", "Operator", "picked"]
 
+Operator = Sequence[Tensor]
+"""The coefficients (c_0, c_1, c_2), or fewer, of a differential operator."""
 OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
 
 
@@ -27,11 +29,12 @@ class AbstractField(nn.Module):
         """Returns values, shape (..., d), for times that broadcast with x.shape[:-1] and points x of shape (..., d)."""
 
     @abstractmethod
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        """Applies an operator with coefficients of shape (n, d) to the derivative by the readout, shape (d, n, P).
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        """Applies operators to the derivative by the readout, shape (d, n, P) for each.
 
-        The derivative is that of a drift f, or of the square a = g^2 of a diffusion. Where it is wanted of some
-        coordinates only, `rows`, shape (G,), says of which; coefficients are then of shape (n, G), columns (G, n, P).
+        An operator's coefficients are of shape (n, d). The derivative is that of a drift f, or of the square a = g^2 of a
+        diffusion. Where it is wanted of some coordinates only, `rows`, shape (G,), says of which; coefficients are then of
+        shape (n, G), columns (G, n, P).
         """
 
     @abstractmethod
@@ -59,6 +62,6 @@ class AbstractField(nn.Module):
         """
 
 
-def picked(values: Tensor, rows: Tensor | None) -> Tensor:
-    """Returns the entries of these coordinates, along the first axis; all if None."""
-    return values if rows is None else values[rows]
+def picked(values: Tensor, rows: Tensor | None, axis: int = 0) -> Tensor:
+    """Returns the entries of these coordinates, along an axis; all if None."""
+    return values if rows is None else values.index_select(axis, rows) if axis else values[rows]

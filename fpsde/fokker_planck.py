@@ -128,7 +128,8 @@ class FokkerPlanckLoss(nn.Module):
         self.density, self.drift, self.diffusion = density, drift, diffusion
         self.guides_density, self.growth = guides_density, growth
 
-    def forward(self, t: Tensor, x: Tensor, t_inside: Tensor, x_inside: Tensor, weights: LossWeights) -> LossTerms:
+    def forward(self, t: Tensor, x: Tensor, t_inside: Tensor, x_inside: Tensor, weights: LossWeights,
+                terms: DensityTerms | None = None) -> LossTerms:
         """Evaluates the loss.
 
         Arguments:
@@ -137,12 +138,13 @@ class FokkerPlanckLoss(nn.Module):
             t_inside: collocation times, shape (M,).
             x_inside: collocation points, shape (M, N, d).
             weights: weights of the terms.
+            terms: of the density at the collocation points, if they are known.
         """
         likelihood = self.density.log_prob(t, x).mean()
         if not any(weights):
             return LossTerms(-likelihood, likelihood, torch.zeros_like(likelihood))
         loss = -likelihood
-        terms = self.density.terms(t_inside, x_inside)
+        terms = terms or self.density.terms(t_inside, x_inside)
         if not self.guides_density:
             terms = DensityTerms(*(term.detach() for term in terms))
         f, f_slope = self.drift.derivatives(t_inside[:, None], x_inside, order=1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fpsde.conditioner import AbstractConditioner, LeaveOneOutConditioner, MaskedConditioner, random_weight
 from fpsde.drift import AbstractDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, picked
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, Operator, picked
 from fpsde.taylor import ACTIVATIONS, Series, to_derivatives
 
 __all__ = ["CONDITIONERS", "HollowNet"]
@@ -108,7 +108,7 @@ class HollowNet(AbstractDrift):
         return self.derivatives(t, x, order=0)[0]
 
     def derivatives(self, t: Tensor, x: Tensor, order: int = 2,
-                    mode: Literal["taylor", "reverse"] = "taylor") -> tuple[Tensor, ...]:
+                    mode: Literal["taylor", "reverse"] = "taylor", *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
         """Evaluates the field and its dimension-wise derivatives.
 
         Arguments:
@@ -116,17 +116,18 @@ class HollowNet(AbstractDrift):
             x: points, shape (..., d).
             order: highest derivative k >= 0.
             mode: "taylor" (one forward pass) or "reverse" (k backward passes).
+            rows: the coordinates that are wanted, shape (G,), in Taylor mode; all if left out.
 
         Returns:
-            The k + 1 tensors (f, D f, ..., D^k f), each of the shape of x.
+            The k + 1 tensors (f, D f, ..., D^k f), each of the shape of x, or (..., G).
         """
         if order < 0:
             raise ValueError(f"order must be at least 0, got {order}")
         if mode == "taylor":
-            return self.taylor(t, x, order)
-        if mode == "reverse":
+            return self.taylor(t, x, order, rows)
+        if mode == "reverse" and rows is None:
             return self._reverse(t, x, order)
-        raise ValueError(f"mode must be 'taylor' or 'reverse', got {mode!r}")
+        raise ValueError(f"mode must be 'taylor' or 'reverse', the latter for all coordinates, got {mode!r}")
 
     def divergence(self, t: Tensor, x: Tensor) -> Tensor:
         """Returns the divergence of the field, shape (...), for x of shape (..., d)."""
@@ -135,18 +136,26 @@ class HollowNet(AbstractDrift):
     def known(self, t: Tensor, x: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
-    def taylor(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+    def series(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> Series:
+        """Returns what :meth:`taylor` and :meth:`columns` have in common, and take if it is known."""
+        flat, time = self._flatten(t, x)
+        return self._transform(picked(flat.T, rows), self.conditioner(time, flat, rows), time, order, rows)
+
+    def taylor(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None,
+               series: Series | None = None) -> tuple[Tensor, ...]:
         """Returns (f, D f, ..., D^order f), each of shape (..., d), or of the coordinates `rows`, (..., G)."""
-        series = self._series(t, x, order, rows)
+        series = series or self.series(t, x, order, rows)
         return to_derivatives([self._linear(x, n, rows) + self._read(c, x, n, rows) for n, c in enumerate(series)])
 
-    def features(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None) -> Series:
+    def features(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None = None,
+                 series: Series | None = None) -> Series:
         """Returns the last hidden layer as a series in x_i with h_i fixed: order + 1 tensors (d, n, n_features)."""
-        series = self._series(t, x, order, rows)
+        series = series or self.series(t, x, order, rows)
         return series if self.layers else [c * picked(self.own, rows) ** n if n else c for n, c in enumerate(series)]
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
-        r"""Applies a linear differential operator to what the readout multiplies.
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None,
+                series: Series | None = None) -> list[Tensor]:
+        r"""Applies linear differential operators to what the readout multiplies.
 
         For the operator :math:`c_0 + c_1 D + c_2 D^2` with coefficients of shape (n, d), row i holds the operator
         applied to (phi_i, x_1, ..., x_d, 1), so that its product with row i of :meth:`get_readout` is the operator
@@ -155,21 +164,26 @@ class HollowNet(AbstractDrift):
         Arguments:
             t: times, any shape that broadcasts with x.shape[:-1].
             x: points, shape (..., d), n in all.
-            operator: up to three coefficients, each of shape (n, d), or (n, G) for some coordinates only.
+            operators: each of up to three coefficients of shape (n, d), or (n, G) for some coordinates only.
             rows: these coordinates, shape (G,).
+            series: of the last hidden layer, if it is known, in the order of the longest operator.
 
         Returns:
-            The columns, shape (d, n, P) or (G, n, P), with P = n_features + d + 1, or n_features + 1 without linear part.
+            Of each operator the columns, shape (d, n, P) or (G, n, P), with P = n_features + d + 1, or n_features + 1
+            without linear part.
         """
+        hidden = to_derivatives(self.features(t, x, max(map(len, operators)) - 1, rows, series))
+        return [self._columns(x, operator, hidden, rows) for operator in operators]
+
+    def _columns(self, x: Tensor, operator: Operator, hidden: Sequence[Tensor], rows: Tensor | None) -> Tensor:
         c = [o.T[:, :, None] for o in operator]
-        series = to_derivatives(self.features(t, x, len(c) - 1, rows))
-        hidden = sum((a * b for a, b in zip(c[1:], series[1:], strict=True)), c[0] * series[0])
-        if self.matrix is None:
-            return torch.cat([hidden, c[0]], -1)
-        linear = c[0] * x.reshape(-1, self.dim)
-        if len(c) > 1:
-            linear = linear + c[1] * picked(torch.eye(self.dim, dtype=x.dtype, device=x.device), rows)[:, None]
-        return torch.cat([hidden, linear, c[0]], -1)
+        parts = [sum((a * b for a, b in zip(c[1:], hidden[1:], strict=False)), c[0] * hidden[0])]
+        if self.matrix is not None:
+            linear = c[0] * x.reshape(-1, self.dim)
+            if len(c) > 1:
+                linear = linear + c[1] * picked(torch.eye(self.dim, dtype=x.dtype, device=x.device), rows)[:, None]
+            parts.append(linear)
+        return torch.cat([*parts, c[0]], -1)
 
     def readout_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters that the field is linear in."""
@@ -215,10 +229,6 @@ class HollowNet(AbstractDrift):
     def _time_features(self, t: Tensor) -> Tensor:
         angle = math.pi * t[:, None] * torch.arange(1, N_FREQUENCIES + 1, dtype=t.dtype, device=t.device)
         return torch.cat([2 * t[:, None] - 1, angle.sin(), angle.cos()], -1)
-
-    def _series(self, t: Tensor, x: Tensor, order: int, rows: Tensor | None) -> Series:
-        flat, time = self._flatten(t, x)
-        return self._transform(picked(flat.T, rows), self.conditioner(time, flat, rows), time, order, rows)
 
     def _transform(self, x: Tensor, h: Tensor, time: Tensor | None, order: int, rows: Tensor | None = None) -> Series:
         """The last hidden layer as a series; the first hidden layer's is one in its own argument, not in x_i."""

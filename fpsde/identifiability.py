@@ -316,8 +316,8 @@ class _Scaled(KnownDiffusion):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.scale * self.diffusion(t, x)
 
-    def variance(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, slope, bend = self.diffusion.variance(t, x)
+    def variance(self, t: Tensor, x: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        a, slope, bend = self.diffusion.variance(t, x, rows)
         return self.scale**2 * a, self.scale**2 * slope, self.scale**2 * bend
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fpsde import ranks
 from fpsde.batches import SnapshotBatches
 from fpsde.checkpoints import Course
-from fpsde.compiled import pays
+from fpsde.compiled import AUTONOMOUS_PATH, NETS, PATH, Gain, pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
@@ -130,7 +130,7 @@ class _Fit:
         self.points = math.ceil(config.points / ranks.count())
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
-        self.done = 0
+        self.done, self.compiles = 0, True
 
     def state(self) -> State:
         """Returns all that changes from phase to phase."""
@@ -196,11 +196,16 @@ class _Fit:
             noise = torch.cat([noise, -noise], 1).to(self.density.means)
             return *self.kept.draw(self.t, self.points), self._times(PATH_TIMES), noise
 
-        steps, fast = round(share * self.config.steps), self.config.compile
-        if fast is None:
-            fast = pays(steps, self.config.points * self.config.n_components // self.n_paths, self.device)
+        steps = round(share * self.config.steps)
+        # Compiled once for all paths, which are of one shape.
+        fast = self._compiles(self.n_paths * steps, self.config.points * self.config.n_components // self.n_paths,
+                              PATH if chosen else AUTONOMOUS_PATH)
         self._train(loss, steps, [{"params": list(self.density.parameters())}], draw,
                     lambda loss: -self._likelihood(loss.density), compile=fast)
+
+    def _compiles(self, steps: int, size: int, gain: Gain) -> bool:
+        wanted = pays(steps, size, gain, self.device) if self.config.compile is None else self.config.compile
+        return wanted and self.compiles
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -266,22 +271,25 @@ class _Fit:
         solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
 
         def draw(step: int) -> tuple[Any, ...]:
-            return *self.kept.draw(self.t, len(self.t)), *self._collocation(), weights
+            return *self.kept.draw(self.t, len(self.t)), *self._with_density(self._collocation(), weights)
 
         def before(step: int, batch: tuple[Any, ...]) -> None:
             if solver is not None and step % solver.interval == 0:
-                solver.step(batch[2], batch[3], weights)
+                solver.step(*batch[2:])
 
         check = self._collocation(2 * self.config.collocation[0])
+        checked = self._with_density(check, weights)
 
         def score(model: FokkerPlanckLoss) -> float:
             with torch.no_grad():
-                return float(model(self.t[:1], check[1][:1], *check, weights).loss
+                return float(model(self.t[:1], check[1][:1], *checked).loss
                              + model.density.log_prob(self.t[:1], check[1][:1]).mean())
 
         for parameter in self.density.parameters():
             parameter.requires_grad_(False)
-        self._train(self.model, steps, groups, draw, score, before, solver)
+        # Functions of others are not looked into.
+        fast = not self.given and self._compiles(steps, math.prod(self.config.collocation) * self.data.dim, NETS)
+        self._train(self.model, steps, groups, draw, score, before, solver, fast)
 
     def polish(self) -> None:
         """Solves for the readouts under the final density, on many points."""
@@ -289,8 +297,8 @@ class _Fit:
             return
         weights = self._net_weights()
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
-        for _ in range(max(20, 4 * len(solver.systems))):
-            solver.step(*self._collocation(64, 32), weights)
+        for _ in range(max(4, math.ceil(20 / len(solver.systems)))):
+            solver.sweep(*self._collocation(64, 32), weights)
 
     def _net_weights(self) -> LossWeights:
         """Weights for nets of a drift free in time.
@@ -329,6 +337,11 @@ class _Fit:
         """Stratified random times, so many in all processes together, and points drawn from the density at each."""
         t = self._times(n_times or self.config.collocation[0])
         return t, self.density.sample(t, n_points or self.config.collocation[1], self.generator)
+
+    @torch.no_grad()
+    def _with_density(self, inside: tuple[Tensor, Tensor], weights: LossWeights) -> tuple[Any, ...]:
+        """Collocation points for nets that follow a held path, with the density's terms there, which all share."""
+        return *inside, weights, self.density.terms(*inside)
 
     def _times(self, n: int) -> Tensor:
         n = math.ceil(n / ranks.count())
@@ -376,6 +389,7 @@ class _Fit:
         module.load_state_dict(result.state)
         self.done += steps
         self.summary["skipped_steps"] += result.skipped
+        self.compiles &= result.compiles
 
     @torch.no_grad()
     def _curves(self, terms: LossTerms, learned: set[int]) -> dict[str, float]:

@@ -303,7 +303,7 @@ def columns_at(field: AbstractField, t: Tensor, x: Tensor) -> Tensor:
     """How the field, or its variance, reacts to its readout at points x of shape (M, N, d): (d, M, N, P) in float64."""
     points = x.to(t)
     one = torch.ones_like(points).flatten(0, 1)
-    return field.columns(t[:, None], points, [one]).unflatten(1, x.shape[:2]).double()
+    return field.columns(t[:, None], points, [[one]])[0].unflatten(1, x.shape[:2]).double()
 
 
 def by_unknown(derivative: Tensor, field: AbstractField) -> Tensor:

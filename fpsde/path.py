@@ -19,7 +19,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fpsde.density import GaussianMixturePath
 from fpsde.fokker_planck import LossTerms
@@ -75,9 +74,8 @@ class PathLoss(nn.Module):
         """Log of the mean of the density over the snapshots, shape (M, N), which is not moved itself."""
         most = min(len(self.times), MAX_POOLED)
         chosen = torch.linspace(0, len(self.times) - 1, most, device=x.device).round().long()
-        held = {f"density.{name}": value.detach() for name, value in self.density.state_dict().items()}
         points = x.reshape(1, -1, x.shape[-1]).expand(len(chosen), -1, -1)
-        log_probs = functional_call(_LogProb(self.density), held, (self.times[chosen], points))
+        log_probs = self.density.held_log_prob(self.times[chosen], points)
         return (log_probs.logsumexp(0) - math.log(len(chosen))).view(x.shape[:-1])
 
     def _between(self, t: Tensor) -> Tensor:
@@ -85,14 +83,3 @@ class PathLoss(nn.Module):
         right = torch.searchsorted(self.times, t, right=True).clamp(1, len(self.times) - 1)
         left = self.times[right - 1]
         return torch.sin(math.pi * (t - left) / (self.times[right] - left)).square()
-
-
-class _LogProb(nn.Module):
-    """A module whose forward is the log-density, so that it can be called with other parameters."""
-
-    def __init__(self, density: GaussianMixturePath) -> None:
-        super().__init__()
-        self.density = density
-
-    def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        return self.density.log_prob(t, x)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, picked
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, Operator, picked
 from fpsde.taylor import tanh, to_derivatives
 
 __all__ = ["GradientDrift", "learned_potential"]
@@ -66,7 +66,7 @@ class GradientDrift(AbstractDrift):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.derivatives(t, x, order=0)[0]
 
-    def derivatives(self, t: Tensor, x: Tensor, order: int = 2) -> tuple[Tensor, ...]:
+    def derivatives(self, t: Tensor, x: Tensor, order: int = 2, *, rows: Tensor | None = None) -> tuple[Tensor, ...]:
         if x.shape[-1] != self.dim:
             raise ValueError(f"x must have {self.dim} coordinates in its last axis, got shape {tuple(x.shape)}")
         weights, matrix, offset = self._parts()
@@ -74,7 +74,7 @@ class GradientDrift(AbstractDrift):
         results = []
         for n, curve in enumerate(self._curves(x, order)):
             bent = (weights * curve) @ self.directions ** (n + 1)
-            results.append(-self.metric * (bent + linear[min(n, 2)]))
+            results.append(picked(-self.metric * (bent + linear[min(n, 2)]), rows, -1))
         return tuple(results)
 
     def known(self, t: Tensor, x: Tensor) -> Tensor:
@@ -87,7 +87,10 @@ class GradientDrift(AbstractDrift):
         bent = (_log_cosh(z) - _log_cosh(self.shifts)) @ weights
         return bent + (0.5 * x * (x @ matrix) + x * offset).sum(-1)
 
-    def columns(self, t: Tensor, x: Tensor, operator: Sequence[Tensor], rows: Tensor | None = None) -> Tensor:
+    def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
+        return [self._columns(x, operator, rows) for operator in operators]
+
+    def _columns(self, x: Tensor, operator: Operator, rows: Tensor | None) -> Tensor:
         points, own = x.reshape(-1, self.dim), self.directions.T[:, None]
         if rows is not None:
             operator = [torch.zeros_like(points).index_copy(1, rows, o) for o in operator]

@@ -18,20 +18,23 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fpsde.density import DensityTerms
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity, influence, residual
 from fpsde.ranks import mean
 from fpsde.train import State
 
-__all__ = ["ReadoutSolver", "Ridge", "Rows", "strong_rows"]
+__all__ = ["ReadoutSolver", "Ridge", "Rows", "Seen", "strong_rows"]
 
 MAX_UNKNOWNS = 2000
 MAX_ELEMENTS = 2**29
-BLOCK = 512
+# Of the matrix products; with a power of two they took a third longer.
+BLOCK = 192
 CHEAP_UNKNOWNS = 400
 LARGEST_CHANGE = 0.3
 DAMPING = 1e-6
@@ -55,7 +58,8 @@ class Ridge(NamedTuple):
 class Rows(NamedTuple):
     """A block of the least-squares problem.
 
-    Matrices of shape (n, G P) couple the G coordinates; those of shape (G, n, P) treat each by itself.
+    Matrices of shape (n, G P) couple the G coordinates; those of shape (G, n, P) treat each by itself, and may know of the
+    first of its unknowns only.
     """
 
     matrix: Tensor
@@ -108,17 +112,26 @@ class ReadoutSolver:
                 average.copy_(averages[name])
 
     @torch.no_grad()
-    def step(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
+    def step(self, t: Tensor, x: Tensor, weights: LossWeights, density: DensityTerms | None = None) -> None:
         """Adds collocation points to the running averages and solves, for the group of coordinates whose turn it is.
 
         Arguments:
             t: collocation times, shape (M,).
             x: collocation points, shape (M, N, d).
             weights: weights of the terms; only their ratios matter.
+            density: terms of the density there, if they are known.
         """
         system = self.systems[self.turn]
         self.turn = (self.turn + 1) % len(self.systems)
-        self._solve(system, strong_rows(self.model, t, x, weights, system.group))
+        self._solve(system, strong_rows(self.model, Seen.at(self.model, t, x, density), weights, system.group))
+
+    @torch.no_grad()
+    def sweep(self, t: Tensor, x: Tensor, weights: LossWeights) -> None:
+        """The same for one group after the other, all on the same points: what is of other coordinates stays as it is."""
+        seen = Seen.at(self.model, t, x)
+        for system in self.systems:
+            self._solve(system, strong_rows(self.model, seen, weights, system.group))
+            seen = seen.refreshed(self.model, system.group)
 
     def _solve(self, system: _NormalEquations, rows: list[Rows]) -> None:
         """Adds rows to one group's system, solves it and sets the readouts; a solution that is not finite does nothing."""
@@ -159,10 +172,11 @@ class _NormalEquations:
                 _add_products(normal, matrix, share)
                 right += share * (matrix.T @ constant)
             else:
-                constant = misfit - (matrix @ values[..., None]).squeeze(-1)
+                known = matrix.shape[-1]
+                constant = misfit - (matrix @ values[:, :known, None]).squeeze(-1)
                 share = weight / misfit.shape[1]
-                _blocks(normal, len(matrix)).add_(matrix.mT @ matrix, alpha=share)
-                right += share * (matrix.mT @ constant[..., None]).flatten()
+                _add_products(_blocks(normal, len(matrix))[:, :known, :known], matrix, share)
+                right.view_as(values)[:, :known] += share * (matrix.mT @ constant[..., None]).squeeze(-1)
         normal, right = mean(normal), mean(right)
         usable = torch.isfinite(normal).all() & torch.isfinite(right).all()
         for average, batch in ((self.normal, normal), (self.right, right), (self.amount, torch.ones_like(self.amount))):
@@ -185,43 +199,77 @@ def _blocks(normal: Tensor, n: int) -> Tensor:
 
 def _add_products(normal: Tensor, matrix: Tensor, share: float) -> None:
     """Adds share M^T M, on and below the blocks of the diagonal: of what is symmetric, no more is read."""
-    for start in range(0, len(normal), BLOCK):
-        block = matrix[:, start:start + BLOCK]
-        normal[start:, start:start + BLOCK] += share * (matrix[:, start:].T @ block)
+    for start in range(0, matrix.shape[-1], BLOCK):
+        block = matrix[..., start:start + BLOCK]
+        normal[..., start:, start:start + BLOCK].add_(matrix[..., start:].mT @ block, alpha=share)
 
 
-def strong_rows(model: FokkerPlanckLoss, t: Tensor, x: Tensor, weights: LossWeights, group: Tensor) -> list[Rows]:
+class Seen(NamedTuple):
+    """Collocation points, and what density, drift and noise are there."""
+
+    t: Tensor
+    """Shape (M, 1)."""
+    x: Tensor
+    """Shape (M, N, d)."""
+    density: DensityTerms
+    drift: tuple[Tensor, ...]
+    """(f, D f), each of shape (M, N, d)."""
+    variance: tuple[Tensor, Tensor, Tensor]
+    """(a, D a, D^2 a), each of shape (M, N, d)."""
+
+    @classmethod
+    @torch.no_grad()
+    def at(cls, model: FokkerPlanckLoss, t: Tensor, x: Tensor, density: DensityTerms | None = None) -> Seen:
+        """Evaluates all at times t, shape (M,), and points x, shape (M, N, d), unless the density's terms are known."""
+        clock = t[:, None]
+        return cls(clock, x, density or model.density.terms(t, x), model.drift.derivatives(clock, x, order=1),
+                   model.diffusion.variance(clock, x))
+
+    @torch.no_grad()
+    def refreshed(self, model: FokkerPlanckLoss, group: Tensor) -> Seen:
+        """Returns the same with drift and noise evaluated anew for some coordinates, shape (G,)."""
+        f, f_slope = _replaced(self.drift, model.drift.derivatives(self.t, self.x, 1, rows=group), group)
+        a, slope, bend = _replaced(self.variance, model.diffusion.variance(self.t, self.x, group), group)
+        return self._replace(drift=(f, f_slope), variance=(a, slope, bend))
+
+
+def _replaced(held: Sequence[Tensor], parts: Sequence[Tensor], group: Tensor) -> Iterator[Tensor]:
+    return (every.index_copy(-1, group, part) for every, part in zip(held, parts, strict=True))
+
+
+@torch.no_grad()
+def strong_rows(model: FokkerPlanckLoss, seen: Seen, weights: LossWeights, group: Tensor) -> list[Rows]:
     """Linearises the residual and its companions at collocation points, for one group of coordinates, in float64.
 
     Arguments:
         model: density, drift and diffusion.
-        t: collocation times, shape (M,).
-        x: collocation points, shape (M, N, d).
+        seen: the collocation points, n in all.
         weights: weights of the terms; one of zero leaves its rows out.
         group: the coordinates to solve for, shape (G,).
     """
-    drift, diffusion, clock = model.drift, model.diffusion, t[:, None]
-    density = model.density.terms(t, x)
-    f, f_slope = drift.derivatives(clock, x, order=1)
-    variance = diffusion.variance(clock, x)
+    clock, x, density, (f, f_slope), variance = seen
     s = density.score.flatten(0, 1)[:, group]
-    one = torch.ones_like(s)
-    rows, of_drift = [], drift.columns(clock, x, [one], group)
+    one, bend = torch.ones_like(s), density.curvature.flatten(0, 1)[:, group] + s * s
+    of_drift, by_drift = model.drift.columns(clock, x, [[one], [s, one]], group)
+    of_noise, by_noise = model.diffusion.columns(clock, x, [[-0.5 * s, -0.5 * one], [-0.5 * bend, -s, -0.5 * one]], group)
+    rows = []
     if weights.residual:
-        bend = density.curvature.flatten(0, 1)[:, group] + s * s
-        columns = torch.cat([drift.columns(clock, x, [s, one], group),
-                             diffusion.columns(clock, x, [-0.5 * bend, -s, -0.5 * one], group)], -1).double()
         r = model.less_growth(residual(density, (f, f_slope), variance), x)
         root = influence(density.log_prob, r).double().sqrt().flatten()
-        matrix = columns.transpose(0, 1).flatten(1)
-        rows.append(Rows(matrix * root[:, None], r.flatten() * root, weights.residual))
+        rows.append(Rows(_weighed([by_drift, by_noise], root), r.flatten() * root, weights.residual))
     if weights.velocity:
-        columns = torch.cat([of_drift, diffusion.columns(clock, x, [-0.5 * s, -0.5 * one], group)], -1).double()
         q = excess_velocity(density, f, variance).flatten(0, 1)[:, group].T.double()
-        rows.append(Rows(columns, q, weights.velocity))
+        rows.append(Rows(torch.cat([of_drift, of_noise], -1).double(), q, weights.velocity))
     if weights.drift_energy:
-        blank = of_drift.new_zeros(*of_drift.shape[:2], diffusion.get_readout().shape[1])
-        columns = torch.cat([of_drift, blank], -1).double()
-        learned = (f - drift.known(clock, x)).flatten(0, 1)[:, group]
-        rows.append(Rows(columns, learned.T.double(), weights.drift_energy))
+        learned = (f - model.drift.known(clock, x)).flatten(0, 1)[:, group]
+        rows.append(Rows(of_drift.double(), learned.T.double(), weights.drift_energy))
     return rows
+
+
+def _weighed(columns: Sequence[Tensor], root: Tensor) -> Tensor:
+    """Columns of G coordinates, shape (G, n, P) each, side by side, times a root for each row: shape (n, G P) in all."""
+    widths = [part.shape[-1] for part in columns]
+    matrix = root.new_empty(len(root), len(columns[0]), sum(widths))
+    for part, place in zip(columns, matrix.split(widths, -1), strict=True):
+        torch.mul(part.transpose(0, 1), root[:, None, None], out=place)
+    return matrix.flatten(1)

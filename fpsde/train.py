@@ -7,6 +7,7 @@ solving for part of the parameters) is handed in.
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fpsde.compiled import compiled
+from fpsde.compiled import Compiled, differentiated
 from fpsde.ranks import count, everywhere, mean_value, together
 
 __all__ = ["Offer", "Report", "State", "StateError", "TrainConfig", "TrainResult", "TrainingError", "choose_device",
@@ -86,6 +87,8 @@ class TrainResult(NamedTuple):
     best_score: float
     state: dict[str, Tensor]
     """The averaged state with the best score."""
+    compiles: bool = True
+    """Not so if compiling was tried and failed."""
 
 
 def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callable[[int], tuple[Any, ...]],
@@ -99,7 +102,7 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     optimiser. Where several processes train together, gradient, score and what is skipped are those of all.
 
     Arguments:
-        module: returns a tuple whose first entry, also named `loss`, is the scalar to descend.
+        module: returns a named tuple whose first entry, `loss`, is the scalar to descend.
         parameters: groups for the optimiser, with "params" and optionally "lr".
         draw: gives the arguments of the module at a step.
         score: judges the module with averaged parameters, lower is better.
@@ -124,7 +127,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
             loop.restore(saved, config.steps)
         if not all(p.requires_grad for p in trained):
             raise ValueError("parameters that do not learn")
-    forward = compiled(module) if compile and count() == 1 else together(module, trained)
+    fast = Compiled(module, trained[0].device) if compile and count() == 1 else None
+    evaluate = fast or differentiated(together(module, trained))
     start = time.monotonic()
     for step in range(loop.step, config.steps):
         share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -133,9 +137,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         batch = draw(step)
         if before is not None:
             before(step, batch)
-        terms = forward(*batch)
         optimiser.zero_grad(set_to_none=True)
-        terms.loss.backward()
+        terms = evaluate(*batch)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         usable = everywhere(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm))
         setattr(optimiser, "found_inf", loop.skips.count(usable))  # noqa: B010
@@ -157,7 +160,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
     if config.steps and not math.isfinite(loop.best):
         raise TrainingError(f"after none of {config.steps} steps was the score on held-out data finite; look for outliers "
                             "in the data, or use fewer components")
-    return TrainResult(config.steps, loop.skips.total, loop.best_step, loop.best, loop.best_state)
+    return TrainResult(config.steps, loop.skips.total, loop.best_step, loop.best, loop.best_state,
+                       fast is None or not fast.failed)
 
 
 class _Loop:
@@ -232,13 +236,14 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Keeps torch to one thread on the CPU: the tensors of a step are too small to share out.
+    """Keeps torch to one thread on the CPU, unless the environment has OMP_WAIT_POLICY=passive.
 
-    On a busy machine several threads that wait for each other at every operation are tens of times slower than one.
+    On a busy machine threads that wait for each other at every operation by spinning, as they do unless told otherwise, are
+    tens of times slower than one (benchmarks/results/threads.md). That must be told before torch is loaded.
     """
     threads = torch.get_num_threads()
     try:
-        if device.type == "cpu":
+        if device.type == "cpu" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
             torch.set_num_threads(1)
         yield
     finally:

@@ -26,7 +26,7 @@ aten = torch.ops.aten
 # The sizes of what these return depend on values.
 READS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default,
          aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.is_nonzero.default,
-         aten.repeat_interleave.Tensor}
+         aten.repeat_interleave.Tensor, aten._linalg_check_errors.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 COPIES = {aten._to_copy.default, aten.copy_.default}
 

@@ -178,7 +178,7 @@ def test_mean_diffusion_against_its_members(close):
         close(a, mean(t, x).square(), 1e-12)
         close(bend, sum(m.variance(t, x)[2] for m in members) / 2, 1e-12)
         start, step = mean.get_readout(), 1e-6 * torch.randn_like(mean.get_readout())
-        moved = (mean.columns(t, x, [torch.ones_like(x)]) * step[:, None]).sum(-1).T
+        moved = (mean.columns(t, x, [[torch.ones_like(x)]])[0] * step[:, None]).sum(-1).T
         mean.set_readout(start + step)
         close(mean.variance(t, x)[0] - a, moved, 1e-3)
         assert mean.groups().shape == mean.penalty(1.0, 0.1).shape == start.shape[1:]

@@ -46,7 +46,7 @@ def test_variance_against_dense_autograd(close):
     with torch.no_grad():
         assert not any(part.requires_grad for part in diffusion.variance(t, x))
     assert diffusion.get_readout().shape == (2, 0)
-    assert diffusion.columns(t, x, [torch.ones_like(x)]).shape == (2, 6, 0)
+    assert diffusion.columns(t, x, [[torch.ones_like(x)]])[0].shape == (2, 6, 0)
 
 
 def test_constant_and_linear_functions_have_no_further_derivatives():

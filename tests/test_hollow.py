@@ -196,7 +196,7 @@ def test_columns_times_readout_is_the_operator_applied_to_the_field(dim, hidden,
     expected = sum(c * d for c, d in zip(operator, net.derivatives(t, x, 2), strict=False))
     readout = net.get_readout()
     assert readout.shape == (dim, hidden[-1] + linear * dim + 1)
-    close((net.columns(t, x, operator) * readout[:, None]).sum(-1).T, expected, 1e-12)
+    close((net.columns(t, x, [operator])[0] * readout[:, None]).sum(-1).T, expected, 1e-12)
     before = net(t, x)
     net.set_readout(2 * readout)
     close(net(t, x), 2 * before, 1e-12)

@@ -10,7 +10,7 @@ from fpsde.diffusion import ConstantDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, influence, residual
 from fpsde.hollow import HollowNet
 from fpsde.identification import identify
-from fpsde.projection import ReadoutSolver, Ridge, strong_rows
+from fpsde.projection import ReadoutSolver, Ridge, Seen, strong_rows
 from fpsde.snapshots import Snapshots
 
 
@@ -29,7 +29,7 @@ def test_rows_are_the_derivative_of_the_residual(close):
     path, (drift, diffusion) = build_path(2), nets(2, "constant")
     model = FokkerPlanckLoss(path, drift, diffusion)
     t, x = torch.rand(3, dtype=torch.float64), torch.randn(3, 10, 2, dtype=torch.float64)
-    rows, = strong_rows(model, t, x, LossWeights(), torch.arange(2))
+    rows, = strong_rows(model, Seen.at(model, t, x), LossWeights(), torch.arange(2))
     values = torch.cat([drift.get_readout(), diffusion.get_readout()], 1)
 
     def r():
@@ -43,6 +43,32 @@ def test_rows_are_the_derivative_of_the_residual(close):
     drift.set_readout(values[:, :-1] + step[:, :-1])
     diffusion.set_readout(values[:, -1:] + step[:, -1:])
     close(rows.matrix @ step.flatten(), ((r() - before).flatten() * root), 1e-5)
+
+
+def test_normal_equations_are_those_of_all_rows(monkeypatch, close):
+    """Rows of a coordinate alone, and those that know of its drift only, are as rows with zeros."""
+    monkeypatch.setattr("fpsde.projection.BLOCK", 5)
+    path, (drift, diffusion) = build_path(2), nets(2, "state")
+    model = FokkerPlanckLoss(path, drift, diffusion)
+    t, x = torch.rand(3, dtype=torch.float64), torch.randn(3, 10, 2, dtype=torch.float64)
+    weights = LossWeights(0.5, 2.0, 3.0)
+    rows = strong_rows(model, Seen.at(model, t, x), weights, torch.arange(2))
+    seen = Seen.at(model, t, x, path.terms(t, x))
+    for known, row in zip(strong_rows(model, seen, weights, torch.arange(2)), rows, strict=True):
+        assert torch.equal(known.matrix, row.matrix)
+    solver = ReadoutSolver(model, Ridge(), memory=0.0)
+    system, values = solver.systems[0], torch.cat([drift.get_readout(), diffusion.get_readout()], 1)
+    system.add(rows, values, 0.0)
+    full, right = torch.zeros_like(system.normal), torch.zeros_like(system.right)
+    for row in rows:
+        matrix, misfit = row.matrix, row.misfit.flatten()
+        if matrix.dim() == 3:
+            matrix = torch.block_diag(*torch.nn.functional.pad(matrix, (0, values.shape[1] - matrix.shape[2])))
+        share = row.weight / (len(misfit) if row.matrix.dim() == 2 else len(misfit) / 2)
+        full += share * matrix.T @ matrix
+        right += share * matrix.T @ (misfit - matrix @ values.flatten())
+    close(system.normal.tril(), full.tril(), 1e-12)
+    close(system.right, right, 1e-12)
 
 
 def test_solve_finds_a_moving_gaussian_with_known_noise():
@@ -82,6 +108,26 @@ def test_unknowns_too_many_for_one_system_are_solved_in_parts(monkeypatch, close
     for _ in range(3):
         solver.step(t, x, LossWeights())
     close(in_parts, drift.get_readout(), 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["state", "constant", "known"])
+def test_a_sweep_is_a_solve_of_each_group_on_the_same_points(kind, monkeypatch, close):
+    monkeypatch.setattr("fpsde.projection.MAX_UNKNOWNS", 20)
+    weights, found = LossWeights(0.5, 1.0, 0.1), []
+    for sweeps in (True, False):
+        torch.manual_seed(0)
+        path, (drift, diffusion) = build_path(3), nets(3, kind)
+        t, x = torch.linspace(0.05, 0.95, 6, dtype=torch.float64), torch.randn(6, 20, 3, dtype=torch.float64)
+        solver = ReadoutSolver(FokkerPlanckLoss(path, drift, diffusion), Ridge(0.1, 0.1, 0.1), memory=0.5)
+        assert len(solver.systems) == 3
+        for _ in range(2):
+            if sweeps:
+                solver.sweep(t, x, weights)
+            else:
+                for _ in solver.systems:
+                    solver.step(t, x, weights)
+        found.append(torch.cat([drift.get_readout(), diffusion.get_readout()], 1))
+    close(*found, 1e-9)
 
 
 def test_solution_that_is_not_finite_is_dropped():

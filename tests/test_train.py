@@ -124,7 +124,15 @@ def test_singular_matrices_are_named_in_words_of_the_data():
         torch.linalg.cholesky(torch.zeros(2, 2))
 
 
-def test_one_thread_is_given_back():
+def test_threads_that_do_not_spin_are_left_alone(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    torch.set_num_threads(2)
+    with one_thread(torch.device("cpu")):
+        assert torch.get_num_threads() == 2
+
+
+def test_one_thread_is_given_back(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     torch.set_num_threads(2)
     with one_thread(torch.device("cpu")):
         assert torch.get_num_threads() == 1
