@@ -37,6 +37,7 @@ LEVEL = 0.01
 SLACK = 1.1
 DRAWS = 9
 ROUND_OFF = 1e-9
+MOST_STARTS = 8
 PREDICTIONS = ("model", "density", "floor", "carry-forward", "midpoint")
 LEFT_OUT_PREDICTIONS = ("model", "roll-out", "density", "floor", "carry-forward", "midpoint")
 
@@ -68,6 +69,7 @@ class StepScore(NamedTuple):
     start: float
     end: float
     points: int
+    """In each comparison; where growth was learned, as many as there are draws of different paths."""
     distances: dict[str, dict[str, float]]
     """By name of the distance and of the prediction; NaN where there is no such prediction. W1 of the density is a mean
     over several draws."""
@@ -111,12 +113,16 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
     for j in range(1, len(times)):
         count = min(max_points, len(groups[j]) // 2, *(len(x) for x in groups[j - 1:j + 2]))
         observed, other = halves(groups[j], count, rng)
-        before = groups[j - 1][rng.permutation(len(groups[j - 1]))[:count]]
+        before = groups[j - 1][rng.permutation(len(groups[j - 1]))]
         start, end = float(times[j - 1]), float(times[j])
+        pushed = _pushed(model, before, count, start, end, int(rng.integers(2**31)))
+        # As many permutations as the level of a single step asks for.
+        p_value = permutation_test(pushed / scale, observed / scale, np.random.default_rng([seed, j]),
+                                   round((len(times) - 1) / LEVEL) - 1)
+        count = len(pushed)
+        before, observed, other = before[:count], observed[:count], other[:count]
         draws = _draws(model, count, end, rng)
-        predictions = {
-            "model": model.push(before, start, end, random_state=int(rng.integers(2**31))),
-            "density": draws[0], "floor": other, "carry-forward": before}
+        predictions = {"model": pushed, "density": draws[0], "floor": other, "carry-forward": before}
         if j + 1 < len(times):
             after = groups[j + 1][rng.permutation(len(groups[j + 1]))[:count]]
             predictions["midpoint"] = transport_midpoint(
@@ -127,9 +133,6 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
         distances["W1"]["density"] = float(np.mean(own))
         for row in distances.values():
             row.setdefault("midpoint", float("nan"))
-        # As many permutations as the level of a single step asks for.
-        p_value = permutation_test(predictions["model"] / scale, observed / scale, np.random.default_rng([seed, j]),
-                                   round((len(times) - 1) / LEVEL) - 1)
         followed = _following(distances["W1"]["model"], own, len(times) - 1)
         scores.append(StepScore(start, end, count, distances, p_value, *followed))
     return scores
@@ -148,11 +151,35 @@ def follow_density(model: Model, data: Snapshots, max_points: int = 500, seed: i
     data = data.thinned(rng)
     times, scale, results = data.times, np.sqrt(mean_and_variance(data.x)[1]), []
     for start, end in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        before, observed = _equal_counts([data.at(start), data.at(end)], max_points, rng)
-        pushed = model.push(before, start, end, random_state=int(rng.integers(2**31)))
+        before, observed = (x[rng.permutation(len(x))[:MOST_STARTS * max_points]] for x in (data.at(start), data.at(end)))
+        count = min(max_points, len(before), len(observed))
+        pushed = _pushed(model, before, count, start, end, int(rng.integers(2**31)))
+        observed = observed[:len(pushed)]
         first, *own = [wasserstein(x / scale, observed / scale) for x in (pushed, *_draws(model, len(observed), end, rng))]
         results.append(Following(start, end, *_following(first, own, len(times) - 1)))
     return results
+
+
+def _pushed(model: Model, starts: Array, count: int, start: float, end: float, seed: int) -> Array:
+    """At most so many independent draws from the pushed population.
+
+    Where points multiply, the draws of one path are copies and no sample of their own: more starts are then pushed.
+    """
+    pushed = model.push(starts[:count], start, end, random_state=seed)
+    if (copies := _copies(pushed)) > 1:
+        pushed = _without_copies(model.push(starts[:min(copies, MOST_STARTS) * count], start, end, random_state=seed))
+    return pushed[:count]
+
+
+def _without_copies(pushed: Array) -> Array:
+    """Draws of as many paths, each still kept in proportion to its progeny: copies stand side by side."""
+    return pushed[::_copies(pushed)]
+
+
+def _copies(pushed: Array) -> int:
+    """The largest number of draws of one path."""
+    ends = np.flatnonzero(np.concatenate([[True], (np.diff(pushed, axis=0) != 0).any(1), [True]]))
+    return int(np.diff(ends).max())
 
 
 def _draws(model: Model, count: int, time: float, rng: np.random.Generator) -> list[Array]:
@@ -248,7 +275,9 @@ def format_fit(scores: list[StepScore]) -> str:
     rejected = sum(score.p_value <= LEVEL / len(scores) * (1 + 1e-9) for score in scores)
     verdict = (f"predicted and observed points differ by more than chance at {rejected} of {len(scores)} steps" if rejected
                else "at no step do predicted and observed points differ by more than chance")
-    return f"Test of fit (MMD, {scores[0].points} points, permutations): {shown}; {verdict}."
+    least, most = (end(score.points for score in scores) for end in (min, max))
+    points = f"{least}" if least == most else f"{least} to {most}"
+    return f"Test of fit (MMD, {points} points, permutations): {shown}; {verdict}."
 
 
 def format_scores(scores: list[StepScore], distance: str = "W1") -> str:

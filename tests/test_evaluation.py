@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.spatial.distance import cdist
 
 from fpsde.evaluation import (
@@ -14,6 +15,7 @@ from fpsde.evaluation import (
     leave_one_out,
     worst,
 )
+from fpsde.growth import multiplied
 from fpsde.metrics import transport_plan
 from fpsde.snapshots import Snapshots
 
@@ -163,3 +165,29 @@ def test_a_model_that_is_right_is_rarely_said_not_to_follow_its_density(rng):
     assert worst(steps).ratio > 1.1
     assert all(step.ratio == pytest.approx(step.distances["W1"]["model"] / step.distances["W1"]["density"], rel=0.2)
                for step in steps)
+
+
+class Multiplying(White):
+    """Points that wander a little and leave progeny exp(rate x): of standard normal ones, the progeny has mean `rate`."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def push(self, X0, start, end, *, random_state):
+        rng = np.random.RandomState(random_state)
+        return multiplied(X0 + 0.3 * rng.normal(size=X0.shape), self.rate * X0[:, 0], rng)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_p_values_of_a_true_model_are_uniform(rate, rng):
+    """With growth too: with all copies of a path in the sample a third of them were below 5 %."""
+    found = []
+    for seed in range(120):
+        x = rng.normal(size=(300, 1))
+        x[100:] = rate + np.sqrt(1.09) * x[100:]
+        step, = evaluate_steps(Multiplying(rate), Snapshots.of(x, np.repeat([0.0, 1.0], [100, 200])), seed=seed)
+        assert (step.points == 100) == (rate == 0)
+        found.append(step.p_value - rng.uniform(0, 0.01))
+    assert stats.kstest(found, "uniform").pvalue > 1e-6
+    assert stats.binomtest(sum(p < 0.05 for p in found), len(found), 0.05).pvalue > 1e-6
