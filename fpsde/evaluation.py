@@ -38,6 +38,7 @@ SLACK = 1.1
 DRAWS = 9
 ROUND_OFF = 1e-9
 MOST_STARTS = 8
+MOST_TESTED = 1000
 PREDICTIONS = ("model", "density", "floor", "carry-forward", "midpoint")
 LEFT_OUT_PREDICTIONS = ("model", "roll-out", "density", "floor", "carry-forward", "midpoint")
 
@@ -94,6 +95,8 @@ class LeftOutScore(NamedTuple):
     """That the fit took."""
     distances: dict[str, float]
     """By name of the prediction."""
+    p_value: float
+    """Of the permutation test that pushed points and those of the left-out time come from one law."""
 
 
 def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: int = 0) -> list[StepScore]:
@@ -243,7 +246,10 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
                            "roll-out": model.push(first * scale, start, now, random_state=seed),
                            "density": model.sample(len(observed), now, random_state=seed)}
             distances = {name: wasserstein(x / scale, observed) for name, x in predictions.items()}
-            scores.append(LeftOutScore(now, seed, len(observed), seconds, distances | baselines))
+            compared = _without_copies(predictions["model"]) / scale, observed
+            p_value = permutation_test(*(x[rng.permutation(len(x))[:MOST_TESTED]] for x in compared), rng,
+                                       round((len(times) - 2) / LEVEL) - 1)
+            scores.append(LeftOutScore(now, seed, len(observed), seconds, distances | baselines, p_value))
             if report is not None:
                 report(scores[-1])
     return scores
@@ -258,13 +264,23 @@ def _equal_counts(groups: list[Array], most: int | None, rng: np.random.Generato
 
 
 def format_left_out(scores: list[LeftOutScore]) -> str:
-    """Lays the scores of left-out times out as a table, with their mean as the last line."""
-    lines = ["W1 to the left-out time (coordinates in standard deviations)",
-             "  ".join([f"{'left out':>8}", f"{'points':>6}", *(f"{name:>13}" for name in LEFT_OUT_PREDICTIONS)])]
-    rows = [(f"{s.time:g}", f"{s.points}", s.distances) for s in scores]
-    rows.append(("mean", "", {name: float(np.mean([s.distances[name] for s in scores])) for name in LEFT_OUT_PREDICTIONS}))
-    for name, points, row in rows:
-        lines.append("  ".join([f"{name:>8}", f"{points:>6}", *(f"{row[who]:13.3f}" for who in LEFT_OUT_PREDICTIONS)]))
+    """Lays the scores of left-out times out as a table, with the mean over times last, and of several seeds its ends."""
+    names = "  ".join(f"{name:>13}" for name in LEFT_OUT_PREDICTIONS)
+    lines = ["W1 to the left-out time (coordinates in standard deviations), and p of a permutation test (MMD) of the model",
+             f"{'left out':>8}  {'seed':>4}  {'points':>6}  {names}  {'p':>6}"]
+
+    def row(name: str, seed: str, points: str, values: Array, p: str = "") -> str:
+        return f"{name:>8}  {seed:>4}  {points:>6}  {'  '.join(f'{v:13.3f}' for v in values)}  {p:>6}".rstrip()
+
+    by_seed: dict[int, list[Array]] = {}
+    for s in scores:
+        values = np.array([s.distances[name] for name in LEFT_OUT_PREDICTIONS])
+        by_seed.setdefault(s.seed, []).append(values)
+        lines.append(row(f"{s.time:g}", f"{s.seed}", f"{s.points}", values, f"{s.p_value:.3f}"))
+    means = np.array([np.mean(values, axis=0) for values in by_seed.values()])
+    lines.append(row("mean", "", "", means.mean(0)))
+    if len(means) > 1:
+        lines += [row("least", "", "", means.min(0)), row("largest", "", "", means.max(0))]
     return "\n".join(lines)
 
 

@@ -64,13 +64,23 @@ def test_the_truth_has_distance_zero_and_never_sees_the_left_out_time(rng):
         assert score.distances["carry-forward"] == pytest.approx(shift)
         assert score.distances["floor"] > 0
     table = format_left_out(scores).splitlines()
-    assert len(table) == 2 + len(scores) + 1
-    assert table[-1].split()[0] == "mean"
+    assert [row.split()[0] for row in table[2:]] == ["1", "1", "2", "2", "mean", "least", "largest"]
+    assert format_left_out(scores[::2]).splitlines()[-1].split()[0] == "mean"
+    # Where the points are the same, hardly a permutation makes them more alike.
+    assert all(score.p_value > 0.9 for score in scores)
 
 
 def test_a_limit_makes_counts_equal(rng):
     score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([20, 25, 30], rng), max_points=12)
     assert score.points == 12
+
+
+def test_a_left_out_time_that_is_missed_has_a_small_p_value(rng):
+    for width, ends in ((1.0, (0.02, 1)), (3.0, (0, 0.01))):
+        data = Snapshots.of(rng.normal(size=(300, 1)), np.repeat([0.0, 1.0, 2.0], 100))
+        score, = leave_one_out(lambda rest, seed, width=width: White(width), data)
+        assert ends[0] < score.p_value <= ends[1]
+        assert format_left_out([score]).splitlines()[2].endswith(f"{score.p_value:.3f}")
 
 
 def test_unequal_counts_need_exact_transport_before_any_fit(rng, monkeypatch):
