@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fpsde.estimator import FokkerPlanckSDE
+from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
 
 __all__ = ["describe"]
 
@@ -31,6 +31,8 @@ def describe(model: FokkerPlanckSDE) -> str:
         f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
         f"{model.summary_['residual']:.3g}",
         f"noise at the centre of the data {noise}"]
+    if model.summary_.get("path_error", 0.0) > MOST_PATH_ERROR:
+        lines.append(unexplained(model.summary_["path_error"]))
     if "density_ratio" in model.summary_:
         ratio, allowed = model.summary_["density_ratio"], model.summary_["density_ratio_allowed"]
         found = f"W1 of one step at most {ratio:.3g} times that of the density's own draws (chance allows {allowed:.3g})"
