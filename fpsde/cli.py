@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fpsde import ranks
-from fpsde.arguments import check_positive, positive_places
+from fpsde.arguments import check_positive, fit_config, positive_places
 from fpsde.checkpoints import saved_states
 from fpsde.description import describe
 from fpsde.estimator import FokkerPlanckSDE, __version__
@@ -222,14 +222,16 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
               "with --leave-one-out, which needs the extra 'transport'.")
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1),
+              help="Fits for each left-out time, from seeds that count up from --seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(model: str, data: str | None, left_out: bool, time: str | None, weights: str | None, features: str | None,
-             points: int | None, seed: int, as_json: bool, **settings: Any) -> None:
+             points: int | None, seed: int, seeds: int, as_json: bool, **settings: Any) -> None:
     with _plain_errors():
         if left_out != (data is None):
             raise click.UsageError("give MODEL and DATA, or DATA with --leave-one-out and no model")
         if data is None:
-            _evaluate_left_out(_read(model, time, features, weights), points, seed, as_json, settings)
+            _evaluate_left_out(_read(model, time, features, weights), points, range(seed, seed + seeds), as_json, settings)
             return
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time, weights)
@@ -245,17 +247,22 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
         click.echo(f"Mean log-likelihood per point {likelihood:.4f}")
 
 
-def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
+def _evaluate_left_out(snapshots: Snapshots, points: int | None, seeds: range, as_json: bool,
                        settings: dict[str, Any]) -> None:
     settings["positive"] = _positive(settings["positive"], snapshots)
+    # Uneven counts are warned of here, once.
+    fit_config(FokkerPlanckSDE(**settings).get_params(deep=False), snapshots)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
-        return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the number of points at a time varies")
+            return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
 
     def report(score: LeftOutScore) -> None:
-        click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
+        which = f", seed {score.seed}" if len(seeds) > 1 else ""
+        click.echo(f"Without {score.time:g}{which}: fitted in {score.seconds:.0f} s", err=True)
 
-    scores = leave_one_out(refit, snapshots, points, (seed,), report)
+    scores = leave_one_out(refit, snapshots, points, seeds, report)
     click.echo(_json([score._asdict() for score in scores]) if as_json else format_left_out(scores))
 
 

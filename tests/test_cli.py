@@ -304,6 +304,20 @@ def test_evaluate_leave_one_out(folder):
     assert all(np.isfinite(value) for value in score["distances"].values())
 
 
+def test_leave_one_out_with_several_seeds(tmp_path):
+    """Counts that vary are warned of once, not at every fit."""
+    kept = (T < 1) | (np.arange(len(T)) % 2 == 0)
+    np.savez(tmp_path / "data.npz", X=X[kept], t=T[kept])
+    result = run("evaluate", tmp_path / "data.npz", "--leave-one-out", "--steps", 1, "--components", 1, "--points", 15,
+                 "--device", "cpu", "--seed", 3, "--seeds", 2)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Warning: the number of points at a time varies from 20 to 40") == 1
+    rows = [line.split() for line in result.output.splitlines()]
+    assert [row[:2] for row in rows if row[0] == "0.5"] == [["0.5", "3"], ["0.5", "4"]]
+    mean, least, largest = (np.array(row[1:], float) for row in rows if row[0] in ("mean", "least", "largest"))
+    assert least[0] < mean[0] < largest[0]
+
+
 def test_a_fit_whose_paths_are_lost_is_kept(folder, tmp_path, monkeypatch):
     def lost(*_, **__):
         raise SimulationError("3 of 40 paths became infinite")
