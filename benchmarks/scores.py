@@ -13,17 +13,24 @@ import numpy as np
 import torch
 from systems import Array
 
-__all__ = ["SHARED", "data_parser", "heading", "matches", "parse_with_data", "publish", "relative_error", "spread"]
+__all__ = ["SHARED", "commit", "data_parser", "heading", "matches", "parse_with_data", "publish", "relative_error",
+           "spread"]
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def heading(title: str, command: str, packages: Sequence[str] = ("torch",)) -> list[str]:
     """The lines above a table: machine, versions, commit and command. Ask early: what runs is what is committed by then."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return [f"# {title}", "", f"{platform.machine()}, {torch.get_num_threads()} CPU thread, Python "
-            f"{platform.python_version()}, {versions}, commit {commit.strip()}", "", f"`{command}`", ""]
+            f"{platform.python_version()}, {versions}, commit {commit(Path(__file__).parent)}", "", f"`{command}`", ""]
+
+
+def commit(folder: Path) -> str:
+    """The commit that a folder is at, with a + if files of it have changed since."""
+    head, changed = (subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+                     for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
+    return head + "+" * bool(changed)
 
 
 def matches(name: str, only: str) -> bool:

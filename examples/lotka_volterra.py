@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fpsde import FokkerPlanckSDE, Snapshots, evaluate_steps, read_snapshots
-from fpsde.evaluation import format_scores
+from fpsde.evaluation import format_following, format_scores
 from fpsde.plotting import save_figures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,8 @@ def main() -> None:
                             verbose=1)
     model.fit(data.x, data.t)
     compare_with_truth(model, data)
-    print(f"\n{format_scores(evaluate_steps(model, data, max_points=200))}")
+    scores = evaluate_steps(model, data, max_points=200)
+    print(f"\n{format_scores(scores)}\n{format_following(scores)}")
 
     OUTPUT.mkdir(parents=True, exist_ok=True)
     model.save(OUTPUT / "model.fpsde")

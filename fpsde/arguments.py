@@ -182,7 +182,8 @@ def fit_config(given: dict[str, Any], data: Snapshots) -> IdentificationConfig:
     if any(positive) and drift == "gradient":
         raise ValueError("drift='gradient' is a gradient in data units; with `positive` use 'autonomous'")
     if any(positive) and isinstance(diffusion, tuple):
-        raise ValueError("known noise of positive coordinates must be a function: diffusion=lambda X, t: 0.3 * X")
+        raise ValueError("known noise of positive coordinates must be a function, which only Python takes: "
+                         "diffusion=lambda X, t: 0.3 * X")
     growth = given["growth"]
     if growth not in (None, "learned", "counts"):
         raise ValueError(f"growth must be None, 'learned' or 'counts', got {growth!r}")

@@ -78,8 +78,8 @@ def check_functions(path: str | Path, header: dict[str, Any], functions: Mapping
     for name, function in functions.items():
         if name in header.get("functions", ()):
             if function is None:
-                raise FileError(f"{path}: fitted with a function as {name}, which no file holds; give it again: "
-                                f"FokkerPlanckSDE.load(path, {name}=...)")
+                raise FileError(f"{path}: fitted with a function as {name}, which no file holds; give it again, which only "
+                                f"Python can: FokkerPlanckSDE.load(path, {name}=...)")
             if not callable(function):
                 raise FileError(f"{path}: {name} must be the function of (X, t) of the fit, got {function!r}")
         elif function is not None:

@@ -21,17 +21,21 @@ import numpy as np
 import torch
 
 from fpsde import ranks
-from fpsde.arguments import check_positive, positive_places
+from fpsde.arguments import check_positive, fit_config, positive_places
 from fpsde.checkpoints import saved_states
+from fpsde.description import describe
 from fpsde.estimator import FokkerPlanckSDE, __version__
 from fpsde.evaluation import (
     DISTANCES,
     LeftOutScore,
     evaluate_steps,
+    follow_density,
     format_fit,
+    format_following,
     format_left_out,
     format_scores,
     leave_one_out,
+    worst,
 )
 from fpsde.files import FileError, check_writable, write_atomically
 from fpsde.interruption import told
@@ -148,8 +152,19 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         model.fit(snapshots.x, snapshots.t, snapshots.weights, checkpoint=checkpoint, checkpoint_seconds=checkpoint_every)
         model.names_ = snapshots.names
         if ranks.first():
+            _note_following(model, snapshots)
             model.save(output)
-            click.echo(f"{_describe(model)}\nWrote {output}")
+            click.echo(f"{describe(model)}\nWrote {output}")
+
+
+def _note_following(model: FokkerPlanckSDE, snapshots: Snapshots) -> None:
+    """Keeps in the summary how the SDE follows its own density; what keeps it from being known is a warning, not an end."""
+    try:
+        step = worst(follow_density(model, snapshots))
+    except (SimulationError, SnapshotError) as error:
+        warnings.warn(f"whether the SDE follows its own density is not known: {error}", UserWarning, stacklevel=2)
+    else:
+        model.summary_ |= {"density_ratio": step.ratio, "density_ratio_allowed": step.allowed}
 
 
 def _how_to_go_on(checkpoint: str | None) -> str:
@@ -207,14 +222,16 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
               "with --leave-one-out, which needs the extra 'transport'.")
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+@click.option("--seeds", default=1, show_default=True, type=click.IntRange(1),
+              help="Fits for each left-out time, from seeds that count up from --seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(model: str, data: str | None, left_out: bool, time: str | None, weights: str | None, features: str | None,
-             points: int | None, seed: int, as_json: bool, **settings: Any) -> None:
+             points: int | None, seed: int, seeds: int, as_json: bool, **settings: Any) -> None:
     with _plain_errors():
         if left_out != (data is None):
             raise click.UsageError("give MODEL and DATA, or DATA with --leave-one-out and no model")
         if data is None:
-            _evaluate_left_out(_read(model, time, features, weights), points, seed, as_json, settings)
+            _evaluate_left_out(_read(model, time, features, weights), points, range(seed, seed + seeds), as_json, settings)
             return
         fitted = FokkerPlanckSDE.load(model)
         snapshots = _matching(fitted, data, time, weights)
@@ -224,23 +241,28 @@ def evaluate(model: str, data: str | None, left_out: bool, time: str | None, wei
             click.echo(_json({"log_likelihood": likelihood, "steps": [score._asdict() for score in scores]}))
             return
         for name in DISTANCES:
-            click.echo(format_scores(scores, name) if name == "W1" else format_scores(scores, name).rpartition("\n")[0])
-            click.echo()
+            click.echo(f"{format_scores(scores, name)}\n")
+        click.echo(format_following(scores))
         click.echo(format_fit(scores))
         click.echo(f"Mean log-likelihood per point {likelihood:.4f}")
 
 
-def _evaluate_left_out(snapshots: Snapshots, points: int | None, seed: int, as_json: bool,
+def _evaluate_left_out(snapshots: Snapshots, points: int | None, seeds: range, as_json: bool,
                        settings: dict[str, Any]) -> None:
     settings["positive"] = _positive(settings["positive"], snapshots)
+    # Uneven counts are warned of here, once.
+    fit_config(FokkerPlanckSDE(**settings).get_params(deep=False), snapshots)
 
     def refit(rest: Snapshots, seed: int) -> FokkerPlanckSDE:
-        return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the number of points at a time varies")
+            return FokkerPlanckSDE(random_state=seed, **settings).fit(rest.x, rest.t, rest.weights)
 
     def report(score: LeftOutScore) -> None:
-        click.echo(f"Without {score.time:g}: fitted in {score.seconds:.0f} s", err=True)
+        which = f", seed {score.seed}" if len(seeds) > 1 else ""
+        click.echo(f"Without {score.time:g}{which}: fitted in {score.seconds:.0f} s", err=True)
 
-    scores = leave_one_out(refit, snapshots, points, (seed,), report)
+    scores = leave_one_out(refit, snapshots, points, seeds, report)
     click.echo(_json([score._asdict() for score in scores]) if as_json else format_left_out(scores))
 
 
@@ -279,7 +301,7 @@ def info(model: str, data: str | None, time: str | None, weights: str | None, fi
             if Path(figure).suffix.lower() not in (".png", ".pdf"):
                 raise ValueError(f"{figure}: unknown format, use a name that ends in .png or .pdf")
         fitted = FokkerPlanckSDE.load(model)
-        click.echo(_describe(fitted))
+        click.echo(describe(fitted))
         if data is None:
             return
         snapshots = _matching(fitted, data, time, weights)
@@ -367,27 +389,3 @@ def _write_paths(output: str, times: list[float], paths: np.ndarray, names: tupl
         for i, point in enumerate(paths[k]):
             writer.writerow([i, repr(time), *(repr(float(v)) for v in point)])
     write_atomically(output, text.getvalue().encode())
-
-
-def _describe(model: FokkerPlanckSDE) -> str:
-    parameters = model.get_params()
-    pinned = {
-        "time": "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption",
-        "autonomous": "drift and noise are the same at all times, which is what splits them",
-        "gradient": "the drift goes down a potential, an assumption, and with the noise is the same at all times",
-    }[parameters["drift"]]
-    shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
-    coordinates = model.sde_.coordinates
-    centre = coordinates.outside(torch.zeros_like(coordinates.centre)[None])
-    noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
-    members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
-    lines = [
-        f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
-        f"from {model.times_[0]:g} to {model.times_[-1]:g}",
-        f"drift {parameters['drift']}, diffusion {parameters['diffusion']}: {pinned}",
-        f"{members}{model.density_.n_components} components, {parameters['max_steps']} steps{' each' if members else ''}, "
-        f"{int(model.summary_['skipped_steps'])} skipped",
-        f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
-        f"{model.summary_['residual']:.3g}",
-        f"noise at the centre of the data {noise}"]
-    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -44,7 +45,7 @@ from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
 from fpsde.train import Report, choose_device, one_thread, singular_matrices
 
-__all__ = ["FokkerPlanckSDE"]
+__all__ = ["MOST_PATH_ERROR", "FokkerPlanckSDE", "unexplained"]
 
 Array = NDArray[np.float64]
 
@@ -52,6 +53,8 @@ try:
     __version__ = version("fpsde")
 except PackageNotFoundError:
     __version__ = "unknown"
+
+MOST_PATH_ERROR = 1.0
 
 
 class FokkerPlanckSDE(FittedModel):
@@ -97,9 +100,11 @@ class FokkerPlanckSDE(FittedModel):
         density_: the density path, in dimensionless units.
         members_: the fits, each a tuple (sde, density); `sde_` and `density_` are their means.
         history_: learning curves, one dict for each report, of the first member.
-        summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also what its moment equations
-            leave (near 1 is sampling error) and the error of the path as a multiple of the sampling error. Of several
-            members it is the first one's, with their number beside.
+        summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also `path_error`, the error that
+            the path must have between the snapshots for drift and noise to explain them, as a multiple of the sampling
+            error, and `moment_misfit`, what the moment equations leave relative to both errors together. Beside a small
+            path error a misfit near 1 is sampling error; a path error above 1 says that the model is wrong and brings a
+            warning. Of several members it is the first one's, with their number beside.
         times_: the times of the snapshots.
         n_features_in_: number of coordinates d.
 
@@ -201,11 +206,15 @@ class FokkerPlanckSDE(FittedModel):
         if self.n_members > 1:
             self.summary_["members"] = float(self.n_members)
         self.n_iter_ = config.steps
+        error = max(fit.summary.get("path_error", 0.0) for fit in fits)
+        if error > MOST_PATH_ERROR and ranks.first():
+            warnings.warn(f"{unexplained(error)}; what is assumed or given may be wrong, or the steps too few", UserWarning,
+                          stacklevel=2)
         return self
 
     def identifiability(self, X: ArrayLike | None = None, y: ArrayLike | None = None,
                         sample_weight: ArrayLike | None = None) -> Identifiability:
-        """Says how far the snapshots fix noise and drift; printed, it is two sentences.
+        """Says how far the snapshots fix noise and drift; printed, it is two or three lines in plain words.
 
         Of an ensemble it is about the first member, on the points as they are, not on that member's bootstrap.
 
@@ -309,3 +318,9 @@ class FokkerPlanckSDE(FittedModel):
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
+
+
+def unexplained(path_error: float) -> str:
+    """Says what a large error of the path means."""
+    return (f"no drift and noise of the kind that was asked for explain the snapshots: between them the path has to err by "
+            f"{path_error:.2g} times the sampling error")

@@ -206,7 +206,7 @@ class FittedModel(DensityMixin, BaseEstimator):
 
         Returns:
             Points at the end, shape (n, d): the ends of simulated paths or, where growth was learned, as many draws from
-            them in proportion to their progeny.
+            them in proportion to their progeny, the copies of one path side by side.
         """
         check_is_fitted(self, "sde_")
         times = _increasing([start, end])

@@ -240,8 +240,10 @@ def plot_forecast(model: FokkerPlanckSDE, X0: Array, times: Array, data: Snapsho
 
 def plot_identifiability(found: Identifiability) -> Figure:
     """Draws how much worse the snapshots are explained as the noise is scaled, what fixes the drift, and how well."""
-    figure = _figure(10.4, 3.4)
-    left, right, last = figure.subplots(1, 3, width_ratios=[1.8, 1, 1])
+    # Of a drift that is free in time nothing is known place by place.
+    widths = [1.8, 1, 1] if found.autonomous else [1.8, 1]
+    figure = _figure(2.75 * sum(widths), 3.4)
+    left, right, *last = figure.subplots(1, len(widths), width_ratios=widths)
     left.set_xscale("log", base=2)
     left.plot(found.scales, found.worse, color="#c1432e", lw=0 if found.autonomous else 1.8, marker="o", ms=3.5)
     if found.autonomous:
@@ -263,14 +265,14 @@ def plot_identifiability(found: Identifiability) -> Figure:
     share = 100 * found.gradient_share
     _two_bars(right, [share, 100 - share], ["gradient:\neach snapshot", f"circulation:\n{told}"], ["", ""])
     right.set(ylabel="% of the drift's mean square", title="What fixes the drift")
-    errors = [100 * found.drift_error, 100 * found.noise_error]
-    known = [f"{error:.2g} %" if error < 100 else "not known" for error in errors]
-    if found.noise_given:
-        known[1] = "given"
-    _two_bars(last, [min(error, 100) for error in errors], ["drift", "noise"], known)
-    last.set(ylabel="standard error, % of its size", title="Known place by place")
-    last.set_visible(found.autonomous)
-    for axis in (left, right, last):
+    for axis in last:
+        errors = [100 * found.drift_error, 100 * found.noise_error]
+        known = [f"{error:.2g} %" if error < 100 else "not known" for error in errors]
+        if found.noise_given:
+            known[1] = "given"
+        _two_bars(axis, [min(error, 100) for error in errors], ["drift", "noise"], known)
+        axis.set(ylabel="standard error, % of its size", title="Known place by place")
+    for axis in (left, right, *last):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
         axis.title.set_fontsize(10)

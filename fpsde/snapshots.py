@@ -149,7 +149,7 @@ class Snapshots:
             if (n := int(chosen[self.t == time].sum())) < MIN_POINTS_PER_TIME:
                 raise SnapshotError(f"the weights at time {time:g} are too uneven to compare with: a sample in proportion "
                                     f"to them has {n} points")
-        return Snapshots(self.x[chosen], self.t[chosen], self.names)
+        return Snapshots(_some(self.x, chosen), self.t[chosen], self.names)
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Snapshots, Snapshots | None]:
         """Holds out a fraction of every snapshot, at most 4096 points and as long as three stay; None if none can be."""

@@ -1,5 +1,6 @@
 """Benchmarks that are to run where no test can: here they run as small as can be."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,6 +74,25 @@ def test_a_series_ends_with_memory(gpu, monkeypatch):
     assert len(rows) == 1
     assert said[0] == "- nets, d = 2: memory ran out at 256 points."
     assert "most points 64, utilisation" in said[1]
+
+
+def test_a_table_names_the_commit_of_its_folder_wherever_it_is_run(gpu, tmp_path):
+    import scores
+
+    def git(*words):
+        who = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org")
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    head = git("rev-parse", "--short", "HEAD")
+    assert scores.commit(tmp_path) == head
+    (tmp_path / "untracked").write_text("1")
+    assert scores.commit(tmp_path) == head
+    (tmp_path / "a").write_text("2")
+    assert scores.commit(tmp_path) == head + "+"
 
 
 @pytest.mark.gpu

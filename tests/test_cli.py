@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from problems import rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
-from fpsde.cli import _describe, main
+from fpsde.cli import main
+from fpsde.description import describe
+from fpsde.simulation import SimulationError
 
 X, T = rotating_snapshots(40, np.array([0.0, 0.5, 1.0]))
 
@@ -43,6 +45,10 @@ def folder(tmp_path_factory, device):
 def test_info(folder):
     result = run("info", folder / "m.fpsde")
     assert result.exit_code == 0
+    assert "its own density" in result.output
+    summary = FokkerPlanckSDE.load(folder / "m.fpsde").summary_
+    assert summary["density_ratio"] > 0
+    assert summary["density_ratio_allowed"] > 1.1
     assert "2 coordinates (prey, predator)" in result.output
     assert "an assumption" in result.output
 
@@ -53,7 +59,7 @@ def test_info_asks_for_the_noise_where_the_model_lies(folder, monkeypatch):
     noise = model.diffusion(model.sde_.coordinates.centre[None], 0.0)
     monkeypatch.setattr(FokkerPlanckSDE, "diffusion", property(lambda _: lambda x, t: asked.append(x) or noise))
     model.sde_.to("meta")
-    _describe(model)
+    describe(model)
     assert [(x.device.type, x.shape) for x in asked] == [("meta", (1, 2))]
 
 
@@ -296,6 +302,32 @@ def test_evaluate_leave_one_out(folder):
     score, = json.loads(run(*arguments, "--json").stdout.splitlines()[-1])
     assert (score["time"], score["points"]) == (0.5, 30)
     assert all(np.isfinite(value) for value in score["distances"].values())
+
+
+def test_leave_one_out_with_several_seeds(tmp_path):
+    """Counts that vary are warned of once, not at every fit."""
+    kept = (T < 1) | (np.arange(len(T)) % 2 == 0)
+    np.savez(tmp_path / "data.npz", X=X[kept], t=T[kept])
+    result = run("evaluate", tmp_path / "data.npz", "--leave-one-out", "--steps", 1, "--components", 1, "--points", 15,
+                 "--device", "cpu", "--seed", 3, "--seeds", 2)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("Warning: the number of points at a time varies from 20 to 40") == 1
+    rows = [line.split() for line in result.output.splitlines()]
+    assert [row[:2] for row in rows if row[0] == "0.5"] == [["0.5", "3"], ["0.5", "4"]]
+    mean, least, largest = (np.array(row[1:], float) for row in rows if row[0] in ("mean", "least", "largest"))
+    assert least[0] < mean[0] < largest[0]
+
+
+def test_a_fit_whose_paths_are_lost_is_kept(folder, tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise SimulationError("3 of 40 paths became infinite")
+
+    monkeypatch.setattr(FokkerPlanckSDE, "push", lost)
+    result = run("fit", folder / "data.csv", "-o", tmp_path / "m.fpsde", "--steps", 1, "--components", 1, "--device", "cpu",
+                 "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "follows its own density is not known: 3 of 40 paths became infinite" in result.output
+    assert "its own density:" not in run("info", tmp_path / "m.fpsde").output
 
 
 def test_leave_one_out_takes_no_model(folder):

@@ -101,7 +101,7 @@ def test_what_cannot_be_positive_is_named(positive, message):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"drift": "gradient"}, "with `positive` use 'autonomous'"),
-    ({"diffusion": 0.3}, "known noise of positive coordinates must be a function")])
+    ({"diffusion": 0.3}, "known noise of positive coordinates must be a function, which only Python takes")])
 def test_what_does_not_go_with_positive_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         FokkerPlanckSDE(2, positive=True, max_steps=1, device="cpu", **options).fit(np.exp(X / 10), T)

@@ -134,7 +134,7 @@ def test_save_and_load(model, tmp_path):
     assert loaded.get_params() == given
     for name in ("drift_prior", "diffusion"):
         if name in functions:
-            with pytest.raises(FileError, match=f"a function as {name}, which no file holds; give it again"):
+            with pytest.raises(FileError, match=f"a function as {name}, which no file holds; give it again, which only Python can"):
                 FokkerPlanckSDE.load(path, "cpu", **{**functions, name: None})
             with pytest.raises(FileError, match=f"{name} must be the function"):
                 FokkerPlanckSDE.load(path, "cpu", **{**functions, name: 0.3})

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fpsde import FokkerPlanckSDE, Snapshots
+from fpsde.description import describe
 from fpsde.files import FileError
 from fpsde.model_file import load_file, save_file
 from fpsde.snapshots import SnapshotError
@@ -64,6 +65,18 @@ def test_the_fitted_equation_goes_into_torchsde(model, device):
         assert paths.shape == (2, 4, 2)
         assert paths.dtype == y0.dtype
         assert np.allclose(model.sde_.f(torch.tensor(0.2), y0).cpu().numpy(), model.drift(X[:4], 0.2), atol=1e-5)
+
+
+def test_a_model_that_cannot_be_right_is_told_of():
+    """Turning data and a drift that may not turn: the path takes up what they leave, and the misfit looks like sampling error."""
+    x, t = rotating_snapshots(150, np.linspace(0, 2, 4))
+    model = FokkerPlanckSDE(1, drift="gradient", diffusion="constant", max_steps=4, hidden=(4,), random_state=0, device="cpu")
+    with pytest.warns(UserWarning, match="the path has to err by .* the sampling error; what is assumed or given may be wrong"):
+        model.fit(x, t)
+    assert "no drift and noise of the kind that was asked for explain the snapshots" in describe(model)
+    assert model.summary_["moment_misfit"] < 1.1
+    model.set_params(drift="autonomous").fit(x, t)
+    assert "explain the snapshots" not in describe(model)
 
 
 def test_simulation_takes_steps_and_seeds_as_told():

@@ -2,9 +2,20 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.spatial.distance import cdist
 
-from fpsde.evaluation import LEFT_OUT_PREDICTIONS, evaluate_steps, format_left_out, leave_one_out
+from fpsde.evaluation import (
+    LEFT_OUT_PREDICTIONS,
+    Following,
+    evaluate_steps,
+    follow_density,
+    format_following,
+    format_left_out,
+    leave_one_out,
+    worst,
+)
+from fpsde.growth import multiplied
 from fpsde.metrics import transport_plan
 from fpsde.snapshots import Snapshots
 
@@ -53,13 +64,23 @@ def test_the_truth_has_distance_zero_and_never_sees_the_left_out_time(rng):
         assert score.distances["carry-forward"] == pytest.approx(shift)
         assert score.distances["floor"] > 0
     table = format_left_out(scores).splitlines()
-    assert len(table) == 2 + len(scores) + 1
-    assert table[-1].split()[0] == "mean"
+    assert [row.split()[0] for row in table[2:]] == ["1", "1", "2", "2", "mean", "least", "largest"]
+    assert format_left_out(scores[::2]).splitlines()[-1].split()[0] == "mean"
+    # Where the points are the same, hardly a permutation makes them more alike.
+    assert all(score.p_value > 0.9 for score in scores)
 
 
 def test_a_limit_makes_counts_equal(rng):
     score, = leave_one_out(lambda rest, seed: Translation(rest), cloud([20, 25, 30], rng), max_points=12)
     assert score.points == 12
+
+
+def test_a_left_out_time_that_is_missed_has_a_small_p_value(rng):
+    for width, ends in ((1.0, (0.02, 1)), (3.0, (0, 0.01))):
+        data = Snapshots.of(rng.normal(size=(300, 1)), np.repeat([0.0, 1.0, 2.0], 100))
+        score, = leave_one_out(lambda rest, seed, width=width: White(width), data)
+        assert ends[0] < score.p_value <= ends[1]
+        assert format_left_out([score]).splitlines()[2].endswith(f"{score.p_value:.3f}")
 
 
 def test_unequal_counts_need_exact_transport_before_any_fit(rng, monkeypatch):
@@ -115,3 +136,68 @@ def test_unequal_weights_are_compared_with_by_a_thinned_sample(rng):
     for found in (score.distances, *(step.distances["W1"] for step in evaluate_steps(Narrow(), data, 400))):
         # In standard deviations of the narrow law, the wide one is 0.87 away.
         assert max(found["density"], found["floor"]) < 0.3
+
+
+def test_the_sentence_is_about_the_largest_ratio_beyond_chance():
+    """Not about the largest difference, which may be a small share of a large distance."""
+    far, near, short = Following(0, 1, 2.20 / 2.05, 1.2), Following(1, 2, 0.30 / 0.20, 1.2), Following(2, 3, 1.6, 2.4)
+    assert worst([far, near, short]) == near
+    assert format_following([far, near, short]).startswith(
+        "The SDE does not follow its own density from 1 to 2: W1 is 1.5 times the density's, chance allows 1.2;")
+    assert format_following([far, short]).startswith("At every step the SDE is within 10 % of its own density, as far as chance")
+    assert "at most 1.6 times the density's, from 2 to 3 (chance allows 2.4)" in format_following([far, short])
+
+
+class White:
+    """Draws anew at every time, of one width in its density and of another when it pushes."""
+
+    def __init__(self, width=1.0):
+        self.width = width
+
+    def push(self, X0, start, end, *, random_state):
+        return self.width * self.sample(len(X0), end, random_state)
+
+    def sample(self, n, t, random_state):
+        return np.random.default_rng(random_state).normal(size=(n, 1))
+
+
+def test_a_model_that_is_right_is_rarely_said_not_to_follow_its_density(rng):
+    """Distances of finite samples scatter by a third of themselves here; of 1000 such models two were accused."""
+    accused = dict.fromkeys((1.0, 1.6), 0)
+    for seed in range(50):
+        data = Snapshots.of(rng.normal(size=(1200, 1)), np.repeat(np.arange(6.0), 200))
+        for width in accused:
+            step = worst(follow_density(White(width), data, seed=seed))
+            accused[width] += step.ratio > step.allowed
+    assert accused[1.0] <= 2
+    assert accused[1.6] >= 45
+    steps = evaluate_steps(White(1.6), data)
+    assert worst(steps).ratio > 1.1
+    assert all(step.ratio == pytest.approx(step.distances["W1"]["model"] / step.distances["W1"]["density"], rel=0.2)
+               for step in steps)
+
+
+class Multiplying(White):
+    """Points that wander a little and leave progeny exp(rate x): of standard normal ones, the progeny has mean `rate`."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def push(self, X0, start, end, *, random_state):
+        rng = np.random.RandomState(random_state)
+        return multiplied(X0 + 0.3 * rng.normal(size=X0.shape), self.rate * X0[:, 0], rng)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_p_values_of_a_true_model_are_uniform(rate, rng):
+    """With growth too: with all copies of a path in the sample a third of them were below 5 %."""
+    found = []
+    for seed in range(120):
+        x = rng.normal(size=(300, 1))
+        x[100:] = rate + np.sqrt(1.09) * x[100:]
+        step, = evaluate_steps(Multiplying(rate), Snapshots.of(x, np.repeat([0.0, 1.0], [100, 200])), seed=seed)
+        assert (step.points == 100) == (rate == 0)
+        found.append(step.p_value - rng.uniform(0, 0.01))
+    assert stats.kstest(found, "uniform").pvalue > 1e-6
+    assert stats.binomtest(sum(p < 0.05 for p in found), len(found), 0.05).pvalue > 1e-6

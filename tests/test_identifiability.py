@@ -6,7 +6,7 @@ import torch
 from problems import ROTATION, rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
-from fpsde.identifiability import _interval
+from fpsde.identifiability import Identifiability, _interval
 from fpsde.plotting import plot_identifiability
 
 
@@ -95,3 +95,13 @@ def test_interval_of_a_parabola():
     scales = np.geomspace(0.25, 4, 17)
     assert _interval(0.5 * (np.log(scales) / 0.1) ** 2) == pytest.approx((np.exp(-0.196), np.exp(0.196)), rel=1e-3)
     assert _interval(np.zeros(17)) == pytest.approx((0.25, 4.0))
+
+
+def test_the_figure_has_no_empty_panel(tmp_path):
+    for autonomous, panels in ((True, 3), (False, 2)):
+        scales = np.geomspace(0.25, 4, 17 if autonomous else 5)
+        found = Identifiability(autonomous, scales, np.log(scales) ** 2, (0.25, 4.0), False, 0.7, np.inf, 1.0, 0.1, 0.2)
+        figure = plot_identifiability(found)
+        figure.savefig(tmp_path / "figure.png")
+        assert len(figure.axes) == panels
+        assert all(axis.get_visible() and axis.has_data() for axis in figure.axes)

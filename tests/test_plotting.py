@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fpsde import FokkerPlanckSDE, Snapshots
-from fpsde.evaluation import evaluate_steps, format_fit, format_scores
+from fpsde.evaluation import evaluate_steps, format_fit, format_following
 from fpsde.files import FileError
 from fpsde.forecast import Forecast
 from fpsde.plotting import plot_density, plot_drift, plot_forecast, plot_marginals, plot_pairs, save_figures
@@ -131,8 +131,8 @@ def test_scores_of_a_model_that_is_right_and_of_one_that_is_not(rng):
         assert score.distances["MMD^2"]["model"] < 0.05 < score.distances["MMD^2"]["carry-forward"]
     assert np.isfinite(scores[0].distances["W1"]["midpoint"])
     assert np.isnan(scores[1].distances["W1"]["midpoint"])
-    wrong = format_scores(evaluate_steps(Truth(wander=1.0), data))
-    assert "does not yet follow its own density" in wrong
+    assert "At every step" in format_following(scores)
+    assert "does not follow its own density" in format_following(evaluate_steps(Truth(wander=1.0), data))
 
 
 def test_test_of_fit_rejects_only_the_wrong_model(rng):

@@ -25,7 +25,7 @@ LAYERS = [
     ["identification", "identifiability", "arguments", "fingerprint"],
     ["fitted"],
     ["estimator"],
-    ["evaluation", "plotting"],
+    ["description", "evaluation", "plotting"],
     ["cli", "__init__"],
     ["__main__"],
 ]

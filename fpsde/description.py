@@ -1,0 +1,41 @@
+"""What a model file holds, in words."""
+
+from __future__ import annotations
+
+import torch
+
+from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
+
+__all__ = ["describe"]
+
+
+def describe(model: FokkerPlanckSDE) -> str:
+    """Says in a few lines what a fitted model is, how it was fitted and what to mind."""
+    parameters = model.get_params()
+    pinned = {
+        "time": "drift and noise may change with time; least kinetic energy of the drift splits them, an assumption",
+        "autonomous": "drift and noise are the same at all times, which is what splits them",
+        "gradient": "the drift goes down a potential, an assumption, and with the noise is the same at all times",
+    }[parameters["drift"]]
+    shown = ", ".join(model.names_[:6]) + (", ..." if len(model.names_) > 6 else "")
+    coordinates = model.sde_.coordinates
+    centre = coordinates.outside(torch.zeros_like(coordinates.centre)[None])
+    noise = ", ".join(f"{v:.3g}" for v in model.diffusion(centre, model.times_[0])[0][:6])
+    members = f"mean of {len(model.members_)} members, together " if len(model.members_) > 1 else ""
+    lines = [
+        f"{model.n_features_in_} coordinates ({shown}), {int(model.counts_.sum())} points at {len(model.times_)} times "
+        f"from {model.times_[0]:g} to {model.times_[-1]:g}",
+        f"drift {parameters['drift']}, diffusion {parameters['diffusion']}: {pinned}",
+        f"{members}{model.density_.n_components} components, {parameters['max_steps']} steps{' each' if members else ''}, "
+        f"{int(model.summary_['skipped_steps'])} skipped",
+        f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
+        f"{model.summary_['residual']:.3g}",
+        f"noise at the centre of the data {noise}"]
+    if model.summary_.get("path_error", 0.0) > MOST_PATH_ERROR:
+        lines.append(unexplained(model.summary_["path_error"]))
+    if "density_ratio" in model.summary_:
+        ratio, allowed = model.summary_["density_ratio"], model.summary_["density_ratio_allowed"]
+        found = f"W1 of one step at most {ratio:.3g} times that of the density's own draws (chance allows {allowed:.3g})"
+        lines.append(f"the SDE does not follow its own density: {found}; more steps or points may help" if ratio > allowed
+                     else f"the SDE follows its own density as far as chance lets see: {found}")
+    return "\n".join(lines)
