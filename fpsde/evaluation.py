@@ -246,9 +246,9 @@ def leave_one_out(fit: Callable[[Snapshots, int], Model], data: Snapshots, max_p
                            "roll-out": model.push(first * scale, start, now, random_state=seed),
                            "density": model.sample(len(observed), now, random_state=seed)}
             distances = {name: wasserstein(x / scale, observed) for name, x in predictions.items()}
-            compared = _without_copies(predictions["model"]) / scale, observed
-            p_value = permutation_test(*(x[rng.permutation(len(x))[:MOST_TESTED]] for x in compared), rng,
-                                       round((len(times) - 2) / LEVEL) - 1)
+            pushed, seen_now = (x[rng.permutation(len(x))[:MOST_TESTED]]
+                                for x in (_without_copies(predictions["model"]) / scale, observed))
+            p_value = permutation_test(pushed, seen_now, rng, round((len(times) - 2) / LEVEL) - 1)
             scores.append(LeftOutScore(now, seed, len(observed), seconds, distances | baselines, p_value))
             if report is not None:
                 report(scores[-1])
