@@ -7,8 +7,11 @@ Calibration: ensembles, each of fresh data, fitted to all snapshots but the last
 one left out, and from the second half-way to the third; bands of the mean and the standard deviation of each coordinate
 against those of 100,000 fresh runs. Few and small snapshots, so that there can be many fits.
 
+Beyond: one ensemble on the first ten Lotka-Volterra snapshots, and how wide its bands are between snapshots and past them.
+
     python benchmarks/forecast.py [--suite accuracy] [--seeds 1] [--steps 1000] [-o FILE]
     python benchmarks/forecast.py --suite calibration [--seeds 12] [--steps 60] [--members 5] [-o FILE]
+    python benchmarks/forecast.py --suite beyond [--steps 100] [--members 5] [-o FILE]
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,14 +123,38 @@ def calibration(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
+def beyond(arguments: argparse.Namespace) -> list[str]:
+    """The lines of the table of the bands inside the data and past them: one ensemble on all but the last of lv.npz."""
+    system = CORE[-1]
+    x, t = snapshots(system, np.random.default_rng(0), arguments.lotka_volterra)
+    times = np.unique(t)
+    model = FokkerPlanckSDE(arguments.components, n_members=arguments.members, drift="autonomous",
+                            max_steps=arguments.steps, random_state=0)
+    model.fit(x[t < times[-1]], t[t < times[-1]])
+    truth = np.array([statistics(y) for y in system.run(100_000, times, np.random.default_rng(10**6))])
+    lines = [f"{arguments.members} members; from one snapshot to the next, by its number. Half-width of the 90 % band in "
+             "standard deviations of the population, and whether the band holds the truth.", "",
+             "| from | to | mean of prey | mean of predator | deviation of prey | deviation of predator |",
+             "|---" * 6 + "|"]
+    for j in np.linspace(0, len(times) - 2, min(4, len(times) - 1)).round().astype(int):
+        band = model.forecast(x[t == times[j]], times[j:j + 2], LEVELS[0], 0, statistics)
+        half = (band.high[1] - band.mean[1]) / np.tile(truth[j + 1, system.dim:], 2)
+        held = (band.low[1] < truth[j + 1]) & (truth[j + 1] < band.high[1])
+        past = ", past the data" if j == len(times) - 2 else ""
+        cells = [f"{h:.2f}, {'holds' if ok else 'misses'}" for h, ok in zip(half, held, strict=True)]
+        lines.append(f"| {j + 1} | {j + 2}{past} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
     """Prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=["accuracy", "calibration"], default="accuracy")
-    parser.add_argument("--seeds", type=int, help="1 for accuracy, 12 for calibration if left out")
-    parser.add_argument("--steps", type=int, help="1000 for accuracy, 60 for calibration if left out")
-    parser.add_argument("--components", type=int, help="8 for accuracy, 2 for calibration if left out")
-    parser.add_argument("--members", type=int, default=5, help="calibration: of an ensemble")
+    parser.add_argument("--suite", choices=["accuracy", "calibration", "beyond"], default="accuracy")
+    parser.add_argument("--seeds", type=int, help="12 for calibration, else 1 if left out")
+    parser.add_argument("--steps", type=int, help="1000 for accuracy, 60 for calibration, 100 for beyond if left out")
+    parser.add_argument("--components", type=int, help="2 for calibration, else 8 if left out")
+    parser.add_argument("--members", type=int, default=5, help="calibration and beyond: of an ensemble")
     parser.add_argument("--snapshots", type=int, default=6, help="calibration: how many, the last of them left out")
     parser.add_argument("--points", type=int, default=300, help="calibration: in a snapshot")
     parser.add_argument("--only", default="", help="part of a system's name, or several separated by ;")
@@ -135,17 +163,23 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="simulating from")
-    quick = arguments.suite == "calibration"
-    for name, usual in {"seeds": (1, 12), "steps": (1000, 60), "components": (8, 2)}.items():
+    suites: dict[str, tuple[Callable[[argparse.Namespace], list[str]], dict[str, int]]] = {
+        "accuracy": (accuracy, {"seeds": 1, "steps": 1000, "components": 8}),
+        "calibration": (calibration, {"seeds": 12, "steps": 60, "components": 2}),
+        "beyond": (beyond, {"seeds": 1, "steps": 100, "components": 8})}
+    suite, usual = suites[arguments.suite]
+    for name, value in usual.items():
         if getattr(arguments, name) is None:
-            setattr(arguments, name, usual[quick])
+            setattr(arguments, name, value)
     command = f"--suite {arguments.suite} --seeds {arguments.seeds} --steps {arguments.steps} " \
               f"--components {arguments.components}"
-    if quick:
-        command += f" --members {arguments.members} --snapshots {arguments.snapshots} --points {arguments.points}"
+    if suite is not accuracy:
+        command += f" --members {arguments.members}"
+    if suite is calibration:
+        command += f" --snapshots {arguments.snapshots} --points {arguments.points}"
     lines = heading(f"Forecasts: {arguments.suite}", f"python benchmarks/forecast.py {command}")
     print("\n".join(lines), flush=True)
-    lines += calibration(arguments) if quick else accuracy(arguments)
+    lines += suite(arguments)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n")
 

@@ -1,11 +1,16 @@
 """Benchmarks that are to run where no test can: here they run as small as can be."""
 
+import importlib
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from fpsde import FokkerPlanckSDE
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 CPU = torch.device("cpu")
@@ -93,6 +98,45 @@ def test_a_table_names_the_commit_of_its_folder_wherever_it_is_run(gpu, tmp_path
     assert scores.commit(tmp_path) == head
     (tmp_path / "a").write_text("2")
     assert scores.commit(tmp_path) == head + "+"
+
+
+TINY = ["--steps", "2", "--components", "1"]
+WELL = ["--only", "double well, 1-D"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "arguments", "first", "rows"), [
+    ("recovery", ["--seeds", "1", *TINY, *WELL], "system", 1),
+    ("recovery", ["--suite", "wide", "--seeds", "1", "--points", "40", "--snapshots", "4", "--no-given", *TINY, "--only",
+                  "double well"], "system", 1),
+    ("forecast", [*TINY, *WELL], "system", 1),
+    ("forecast", ["--suite", "calibration", "--seeds", "2", "--members", "3", "--snapshots", "4", "--points", "40", *TINY, *WELL],
+     "system", 6),
+    ("forecast", ["--suite", "beyond", "--members", "3", *TINY], "from", 3),
+    ("leave_one_out", ["--seeds", "2"], "left out", 3),
+    ("interpolation", ["--seeds", "1"], "left out", 2),
+    ("noise_range", ["--points", "40", "--steps", "2"], "true g", 2),
+    ("growth", ["--points", "60", "--seeds", "1", "--steps", "2"], "points", 3)])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_as_small_as_can_be(name, arguments, first, rows, tmp_path, monkeypatch, rng):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module(name)
+    data, output = tmp_path / "lv.npz", tmp_path / "table.md"
+    t = np.repeat(np.arange(4.0), 12)
+    np.savez(data, X=np.exp(0.1 * rng.normal(size=(48, 2)) + 0.1 * t[:, None]), t=t)
+    if name in ("leave_one_out", "interpolation"):
+        arguments = [str(data), *arguments]
+        monkeypatch.setattr(module, "FokkerPlanckSDE", partial(FokkerPlanckSDE, max_steps=2, hidden=(4,)))
+    if "beyond" in arguments:
+        arguments = [*arguments, "--lotka-volterra", str(data)]
+    if name == "noise_range":
+        monkeypatch.setattr(module, "SCALES", module.SCALES[2:4])
+    target = tmp_path if name == "noise_range" else output
+    monkeypatch.setattr(sys, "argv", [name, *arguments, "-o", str(target)])
+    module.main()
+    found = table((tmp_path / f"{name}.md" if name == "noise_range" else output).read_text(), first)
+    assert len(found) == rows
+    assert all(all(row.values()) for row in found if row[first] not in ("all", "mean") and row.get("growth") != "without")
 
 
 @pytest.mark.gpu

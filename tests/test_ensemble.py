@@ -223,4 +223,4 @@ def test_band_holds_the_truth_of_an_ornstein_uhlenbeck_process():
             warnings.simplefilter("ignore")
             band = model.forecast(x[3][:, None], [times[3], times[4]], 0.9, seed)
         held.append(band.low[1, 0] < 2 * np.exp(-2) < band.high[1, 0])
-    assert stats.binomtest(int(sum(held)), 10, 0.9, alternative="less").pvalue > 1e-4
+    assert stats.binomtest(int(sum(held)), 10, 0.9, alternative="less").pvalue > 0.01
