@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fpsde.fokker_planck import LossWeights
 from fpsde.given import Function
 from fpsde.projection import Ridge
 
@@ -67,3 +68,13 @@ class IdentificationConfig:
     solve: bool = True
     held_out: float = 0.1
     compile: bool | None = None
+
+    def net_weights(self) -> LossWeights:
+        """Returns the weights with which the nets of a drift free in time follow the path.
+
+        The path's own velocity would leave no room for what is known: beside known terms the least drift is learned that
+        the equation asks for.
+        """
+        if self.drift_prior is None:
+            return LossWeights(self.net_residual, 1.0, self.drift_energy)
+        return LossWeights(1.0, 0.0, self.rest_energy)

@@ -267,7 +267,7 @@ class _Fit:
         steps = self.config.steps - self.done
         inner, readouts = self._net_parameters()
         groups = [{"params": inner + ([] if self.solves else readouts), "lr": 0.25 * self.config.learning_rate}]
-        weights = self._net_weights()
+        weights = self.config.net_weights()
         solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
 
         def draw(step: int) -> tuple[Any, ...]:
@@ -295,20 +295,10 @@ class _Fit:
         """Solves for the readouts under the final density, on many points."""
         if not self.solves:
             return
-        weights = self._net_weights()
+        weights = self.config.net_weights()
         solver = ReadoutSolver(self.model, self.config.ridge, memory=0.9)
         for _ in range(max(4, math.ceil(20 / len(solver.systems)))):
             solver.sweep(*self._collocation(64, 32), weights)
-
-    def _net_weights(self) -> LossWeights:
-        """Weights for nets of a drift free in time.
-
-        The path's own velocity would leave no room for what is known: beside known terms the least drift is learned that
-        the equation asks for.
-        """
-        if self.config.drift_prior is None:
-            return LossWeights(self.config.net_residual, 1.0, self.config.drift_energy)
-        return LossWeights(1.0, 0.0, self.config.rest_energy)
 
     @torch.no_grad()
     def result(self) -> Identification:

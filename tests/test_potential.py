@@ -48,7 +48,7 @@ def test_kinds_of_features():
 def test_every_feature_gives_a_drift_of_at_most_about_one(metric):
     """However unlike the scales, so that one variance can be expected of all of a kind."""
     x = torch.randn(200, 3)
-    columns = GradientDrift(3, 40, metric).columns(torch.tensor(0.0), x, [torch.ones_like(x)])
+    columns, = GradientDrift(3, 40, metric).columns(torch.tensor(0.0), x, [[torch.ones_like(x)]])
     largest = columns.square().mean(1).amax(0).sqrt()
     assert largest.max() < 2
     assert largest.median() > 0.1
