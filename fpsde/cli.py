@@ -152,6 +152,8 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
         model.fit(snapshots.x, snapshots.t, snapshots.weights, checkpoint=checkpoint, checkpoint_seconds=checkpoint_every)
         model.names_ = snapshots.names
         if ranks.first():
+            # What comes now takes a while, and the fit is not to be lost by it.
+            model.save(output)
             _note_following(model, snapshots)
             model.save(output)
             click.echo(f"{describe(model)}\nWrote {output}")
@@ -159,12 +161,15 @@ def fit(data: str, time: str | None, weights: str | None, features: str | None, 
 
 def _note_following(model: FokkerPlanckSDE, snapshots: Snapshots) -> None:
     """Keeps in the summary how the SDE follows its own density; what keeps it from being known is a warning, not an end."""
+    verbose, model.verbose = model.verbose, 0
     try:
         step = worst(follow_density(model, snapshots))
-    except (SimulationError, SnapshotError) as error:
+    except (ArithmeticError, ValueError) as error:
         warnings.warn(f"whether the SDE follows its own density is not known: {error}", UserWarning, stacklevel=2)
     else:
         model.summary_ |= {"density_ratio": step.ratio, "density_ratio_allowed": step.allowed}
+    finally:
+        model.verbose = verbose
 
 
 def _how_to_go_on(checkpoint: str | None) -> str:
@@ -223,7 +228,7 @@ def simulate(model: str, start: str, time: str | None, times: str, output: str, 
 @_fit_options
 @click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1),
-              help="Fits for each left-out time, from seeds that count up from --seed.")
+              help="With --leave-one-out, fits for each left-out time, from seeds that count up from --seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(model: str, data: str | None, left_out: bool, time: str | None, weights: str | None, features: str | None,
              points: int | None, seed: int, seeds: int, as_json: bool, **settings: Any) -> None:

@@ -89,8 +89,8 @@ class FokkerPlanckSDE(FittedModel):
         validation_fraction: share of each snapshot held out for monitoring.
         device: "auto", "cpu" or "cuda".
         compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
-            drift free in time, those of the nets. That takes a minute or two and changes the result by round-off; "auto"
-            does so where a long fit gains more than that. It has not run on a GPU yet.
+            drift free in time, those of the nets, unless functions are given. That takes a minute or two and changes the
+            result by round-off; "auto" does so where a long fit gains more than that. It has not run on a GPU yet.
         random_state: seed; on the CPU the same seed gives the same fit bit for bit. It takes one thread there, or with
             OMP_WAIT_POLICY=passive in the environment as many as torch has, which changes the last digits.
         verbose: 0 for silence, 1 for progress.
@@ -103,8 +103,10 @@ class FokkerPlanckSDE(FittedModel):
         summary_: residual, held-out likelihood and skipped steps; for an autonomous drift also `path_error`, the error that
             the path must have between the snapshots for drift and noise to explain them, as a multiple of the sampling
             error, and `moment_misfit`, what the moment equations leave relative to both errors together. Beside a small
-            path error a misfit near 1 is sampling error; a path error above 1 says that the model is wrong and brings a
-            warning. Of several members it is the first one's, with their number beside.
+            path error a misfit near 1 is sampling error; a path error above 1 says that the model is wrong, or the path
+            between the snapshots, and brings a warning. Of several members it is the first one's, but for the largest path
+            error, with their number beside. `fpsde fit` adds `density_ratio`, how the SDE follows its own density at the
+            worst step, and `density_ratio_allowed`, what ten per cent and chance explain of it.
         times_: the times of the snapshots.
         n_features_in_: number of coordinates d.
 
@@ -207,6 +209,8 @@ class FokkerPlanckSDE(FittedModel):
             self.summary_["members"] = float(self.n_members)
         self.n_iter_ = config.steps
         error = max(fit.summary.get("path_error", 0.0) for fit in fits)
+        if "path_error" in self.summary_:
+            self.summary_["path_error"] = error
         if error > MOST_PATH_ERROR and ranks.first():
             warnings.warn(f"{unexplained(error)}; what is assumed or given may be wrong, or the steps too few", UserWarning,
                           stacklevel=2)

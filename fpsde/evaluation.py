@@ -119,11 +119,11 @@ def evaluate_steps(model: Model, data: Snapshots, max_points: int = 1000, seed: 
         before = groups[j - 1][rng.permutation(len(groups[j - 1]))]
         start, end = float(times[j - 1]), float(times[j])
         pushed = _pushed(model, before, count, start, end, int(rng.integers(2**31)))
+        count = len(pushed)
+        before, observed, other = before[:count], observed[:count], other[:count]
         # As many permutations as the level of a single step asks for.
         p_value = permutation_test(pushed / scale, observed / scale, np.random.default_rng([seed, j]),
                                    round((len(times) - 1) / LEVEL) - 1)
-        count = len(pushed)
-        before, observed, other = before[:count], observed[:count], other[:count]
         draws = _draws(model, count, end, rng)
         predictions = {"model": pushed, "density": draws[0], "floor": other, "carry-forward": before}
         if j + 1 < len(times):

@@ -6,7 +6,7 @@ same at all times it can be measured how far it does:
 
 - the noise is scaled by 1/4 to 4 and the drift solved for again, with the path as it is; half the growth of the
   moments' misfit says how much worse the snapshots are explained, and 1.92 marks the ends of the noise's interval, which is
-  never narrower than twice the standard error of a noise whose shape is open too;
+  never narrower than 1.96 standard errors each way of a noise whose shape is open too;
 - the drift is projected on gradients under the density of every time: that part each marginal fixes by itself, given the
   noise; the rest circulates;
 - a turn of the whole population about its centre is added, with the drift's bends as they are, and the equations say how
@@ -71,8 +71,8 @@ class Identifiability(NamedTuple):
     """Half the growth of the misfit at each, shape (k,); for a drift free in time, the mean square of the velocity by which
     the SDE misses its density path, relative to that of the path."""
     noise_interval: tuple[float, float]
-    """Multiples of the fitted noise that explain the snapshots about as well, with the path as it is; an end at 1/4 or 4 is
-    open."""
+    """Multiples of the fitted noise that explain the snapshots about as well, with the path as it is, or the interval of
+    its standard error if that is wider; an end at 1/4 or 4 is open."""
     noise_given: bool
     """Whether the noise was given and not learned."""
     gradient_share: float

@@ -137,7 +137,7 @@ class _Fit:
         return {"rng": self.rng.bit_generator.state, "generator": self.generator.get_state(),
                 "model": copy_state(self.model), "paths": [copy_state(path) for path in self.paths],
                 "learning": [name for name, p in self.model.named_parameters() if p.requires_grad],
-                "history": list(self.history), "summary": dict(self.summary), "done": self.done}
+                "history": list(self.history), "summary": dict(self.summary), "done": self.done, "compiles": self.compiles}
 
     def restore(self, state: State) -> None:
         """Goes on from a state of a fit to the same data."""
@@ -152,6 +152,7 @@ class _Fit:
             parameter.requires_grad_(name in state["learning"])
         self.paths = [self._path_of(part) for part in state["paths"]]
         self.history, self.summary, self.done = list(state["history"]), dict(state["summary"]), int(state["done"])
+        self.compiles = bool(state["compiles"])
         if not 0 <= self.done <= self.config.steps or not math.isfinite(self.summary["skipped_steps"]):
             raise ValueError(f"{self.done} of {self.config.steps} steps")
         # What is of other sizes than the data shows when it meets them.

@@ -137,7 +137,8 @@ def train(module: nn.Module, parameters: Iterable[dict[str, Any]], draw: Callabl
         batch = draw(step)
         if before is not None:
             before(step, batch)
-        optimiser.zero_grad(set_to_none=True)
+        # Of all parameters, those too that are solved for: what is played back as a graph writes where it wrote before.
+        module.zero_grad(set_to_none=True)
         terms = evaluate(*batch)
         norm = nn.utils.clip_grad_norm_(trained, config.clip)
         usable = everywhere(torch.isfinite(terms.loss.detach()) & torch.isfinite(norm))

@@ -6,7 +6,7 @@ import torch
 from problems import ROTATION, rotating_snapshots
 
 from fpsde import FokkerPlanckSDE
-from fpsde.identifiability import Identifiability, _interval
+from fpsde.identifiability import Identifiability, _interval, _widened
 from fpsde.plotting import plot_identifiability
 
 
@@ -105,3 +105,11 @@ def test_the_figure_has_no_empty_panel(tmp_path):
         figure.savefig(tmp_path / "figure.png")
         assert len(figure.axes) == panels
         assert all(axis.get_visible() and axis.has_data() for axis in figure.axes)
+
+
+def test_the_interval_is_at_least_that_of_the_standard_error():
+    narrow = (0.95, 1.04)
+    assert _widened(narrow, 0.01) == narrow
+    assert _widened(narrow, 0.1) == pytest.approx((math.exp(-0.196), math.exp(0.196)))
+    assert _widened(narrow, math.inf) == pytest.approx((0.25, 4.0))
+    assert _widened((0.3, 1.04), 0.1)[0] == 0.3

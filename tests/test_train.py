@@ -124,19 +124,44 @@ def test_singular_matrices_are_named_in_words_of_the_data():
         torch.linalg.cholesky(torch.zeros(2, 2))
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_threads_that_do_not_spin_are_left_alone(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    torch.set_num_threads(2)
     with one_thread(torch.device("cpu")):
         assert torch.get_num_threads() == 2
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_one_thread_is_given_back(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    torch.set_num_threads(2)
     with one_thread(torch.device("cpu")):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
+
+
+def test_gradients_of_what_is_solved_for_do_not_pile_up():
+    """Their memory is the last call's where steps are played back as graphs."""
+    bowl, found = Bowl(), []
+    bowl.solved = nn.Parameter(torch.ones(3))
+
+    def draw(step):
+        return (torch.ones(3),)
+
+    def look(module, arguments):
+        found.append(bowl.solved.grad)
+        bowl.solved.grad = torch.ones(3)
+
+    bowl.register_forward_pre_hook(look)
+    train(bowl, [{"params": [bowl.w]}], draw, lambda module: 0.0, TrainConfig(steps=3))
+    assert found == [None] * 3
 
 
 def test_devices():
