@@ -310,9 +310,9 @@ def format_scores(scores: list[StepScore], distance: str = "W1") -> str:
 def format_following(steps: Sequence[StepScore | Following]) -> str:
     """Says in one sentence whether the SDE follows its own density at every step."""
     step = worst(steps)
-    where, allowed = f"from {step.start:g} to {step.end:g}", f"chance allows {step.allowed:.3g}"
+    where, allowed = f"from {step.start:g} to {step.end:g}", f"10 % and chance allow {step.allowed:.3g}"
     if step.ratio > step.allowed:
         return (f"The SDE does not follow its own density {where}: W1 is {step.ratio:.3g} times the density's, {allowed}; "
                 "more steps or points may help.")
-    return (f"At every step the SDE is within 10 % of its own density, as far as chance lets see: W1 is at most "
+    return (f"At no step does the SDE miss its own density by more than 10 % and chance: W1 is at most "
             f"{step.ratio:.3g} times the density's, {where} ({allowed}).")

@@ -143,9 +143,9 @@ def test_the_sentence_is_about_the_largest_ratio_beyond_chance():
     far, near, short = Following(0, 1, 2.20 / 2.05, 1.2), Following(1, 2, 0.30 / 0.20, 1.2), Following(2, 3, 1.6, 2.4)
     assert worst([far, near, short]) == near
     assert format_following([far, near, short]).startswith(
-        "The SDE does not follow its own density from 1 to 2: W1 is 1.5 times the density's, chance allows 1.2;")
-    assert format_following([far, short]).startswith("At every step the SDE is within 10 % of its own density, as far as chance")
-    assert "at most 1.6 times the density's, from 2 to 3 (chance allows 2.4)" in format_following([far, short])
+        "The SDE does not follow its own density from 1 to 2: W1 is 1.5 times the density's, 10 % and chance allow 1.2;")
+    assert format_following([far, short]).startswith("At no step does the SDE miss its own density by more than 10 % and chance")
+    assert "at most 1.6 times the density's, from 2 to 3 (10 % and chance allow 2.4)" in format_following([far, short])
 
 
 class White:
