@@ -41,6 +41,7 @@ PARTS = (
     (projection._NormalEquations, "solve", "factor"), (identification._Fit, "polish", "last solves"),
     (PathLoss, "forward", "loss"), (FokkerPlanckLoss, "forward", "loss"), (PathLoss, "relative_entropy", "pooled law"),
     (GaussianMixturePath, "terms", "density"), (GaussianMixturePath, "log_prob", "density"),
+    (GaussianMixturePath, "held_log_prob", "density"),
     (GaussianMixturePath, "kinetic_energy", "energy"), (GaussianMixturePath, "sample", "sample"),
     (HollowNet, "taylor", "nets"), (HollowNet, "columns", "columns"), (StateDiffusion, "columns", "columns"),
     (Tensor, "backward", "backward"), (nn.utils, "clip_grad_norm_", "clip"), (torch.optim.Adam, "step", "Adam"),
@@ -102,17 +103,10 @@ def fit(dim: int, drift: str, steps: int) -> Sections:
         warnings.simplefilter("ignore")
         for owner, name, label in PARTS:
             if hasattr(owner, name):
-                stack.enter_context(mock.patch.object(owner, name, _method(sections, getattr(owner, name), label)))
+                stack.enter_context(mock.patch.object(owner, name, sections.timed(getattr(owner, name), label)))
         data = Snapshots.of(x, t)
         identification.identify(data, fit_config(settings, data), 0, device)
     return sections
-
-
-def _method(sections: Sections, function: Callable[..., Any], label: str) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        with sections.part(label):
-            return function(*arguments, **named)
-    return wrapped
 
 
 def table(dims: list[int], found: list[Sections], phase: str) -> list[str]:

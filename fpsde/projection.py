@@ -250,13 +250,16 @@ def strong_rows(model: FokkerPlanckLoss, seen: Seen, weights: LossWeights, group
     clock, x, density, (f, f_slope), variance = seen
     s = density.score.flatten(0, 1)[:, group]
     one, bend = torch.ones_like(s), density.curvature.flatten(0, 1)[:, group] + s * s
-    of_drift, by_drift = model.drift.columns(clock, x, [[one], [s, one]], group)
-    of_noise, by_noise = model.diffusion.columns(clock, x, [[-0.5 * s, -0.5 * one], [-0.5 * bend, -s, -0.5 * one]], group)
+    # Those of the velocity, and of the residual if it is asked for.
+    drift_operators, noise_operators = [[one], [s, one]], [[-0.5 * s, -0.5 * one], [-0.5 * bend, -s, -0.5 * one]]
+    asked = 2 if weights.residual else 1
+    of_drift, *by_drift = model.drift.columns(clock, x, drift_operators[:asked], group)
+    of_noise, *by_noise = model.diffusion.columns(clock, x, noise_operators[:asked], group)
     rows = []
     if weights.residual:
         r = model.less_growth(residual(density, (f, f_slope), variance), x)
         root = influence(density.log_prob, r).double().sqrt().flatten()
-        rows.append(Rows(_weighed([by_drift, by_noise], root), r.flatten() * root, weights.residual))
+        rows.append(Rows(_weighed([*by_drift, *by_noise], root), r.flatten() * root, weights.residual))
     if weights.velocity:
         q = excess_velocity(density, f, variance).flatten(0, 1)[:, group].T.double()
         rows.append(Rows(torch.cat([of_drift, of_noise], -1).double(), q, weights.velocity))
