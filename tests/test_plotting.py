@@ -131,7 +131,7 @@ def test_scores_of_a_model_that_is_right_and_of_one_that_is_not(rng):
         assert score.distances["MMD^2"]["model"] < 0.05 < score.distances["MMD^2"]["carry-forward"]
     assert np.isfinite(scores[0].distances["W1"]["midpoint"])
     assert np.isnan(scores[1].distances["W1"]["midpoint"])
-    assert "At every step" in format_following(scores)
+    assert format_following(scores).startswith("At no step does the SDE miss its own density")
     assert "does not follow its own density" in format_following(evaluate_steps(Truth(wander=1.0), data))
 
 
