@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 USUAL = {"points": 5000, "dimensions": 2, "components": 8, "times": 5}
 SIZES = {"points": (10**3, 10**4, 10**5, 10**6, 10**7), "dimensions": (2, 10, 50, 200, 1000),
          "components": (8, 32, 128, 512), "times": (3, 10, 30, 100)}
-OF_AUTONOMOUS = {**SIZES, "dimensions": (2, 3, 5, 10), "components": (8, 32, 128)}
+OF_AUTONOMOUS = {**SIZES, "dimensions": (2, 5, 10, 20, 50), "components": (8, 32, 128)}
 LARGEST = 3
 STEPS_OF_A_PATH = 10
 SECONDS_AT_END = 20.0

@@ -48,6 +48,8 @@ __all__ = ["Identification", "identify"]
 
 PATH_SHARE = 0.4
 PATH_TIMES = 8
+# Points of a snapshot from which drift and noise come out well enough to have the whole weight of the residual.
+TRUSTED_POINTS = 2000
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
 
@@ -128,6 +130,8 @@ class _Fit:
         counts = torch.tensor(data.counts, dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
         self.points = math.ceil(config.points / ranks.count())
+        # From few points drift and noise are rough, and the path must not be drawn after them.
+        self.trust = min(1.0, float(np.mean(data.counts)) / TRUSTED_POINTS)
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done, self.compiles = 0, True
@@ -246,7 +250,7 @@ class _Fit:
             {"params": inner, "lr": 0.1 * self.config.learning_rate}, {"params": readouts}])
 
     def _train_jointly(self, steps: int, nets: list[dict[str, Any]]) -> None:
-        first, last = self.config.residual_weights
+        first, last = (weight * self.trust for weight in self.config.residual_weights)
         entered = round(PATH_SHARE * self.config.steps)
         before = self.done - entered
 

@@ -109,8 +109,8 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
     shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
     moved = matrix @ shift
     bound = LARGEST_CORRECTION * max(equations.model.drift.dim, 2)
-    # It is of first order: one much larger than the sampling error itself, as from few points, is not to be trusted.
-    return shift if float(moved @ torch.linalg.solve(noise, moved)) < bound else torch.zeros_like(shift)
+    # It is of first order: of one much larger than the sampling error itself, as from few points, a part is enough.
+    return shift * (bound / (moved @ torch.linalg.solve(noise, moved)).clamp_min(bound)).sqrt()
 
 
 @torch.no_grad()
