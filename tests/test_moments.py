@@ -7,13 +7,14 @@ from test_projection import exact_gaussian_path
 from torch import nn
 from torch.quasirandom import SobolEngine
 
+from fpsde import readouts
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
 from fpsde.moments import MomentEquations
-from fpsde.readouts import solve_moments
+from fpsde.readouts import LARGEST_CORRECTION, _attenuation, prior_groups, solve_moments
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 22])
@@ -170,6 +171,25 @@ def test_a_linear_drift_and_even_noise_are_found():
     assert np.abs(diffusion.log_level.exp().detach().numpy() / 2 - ROTATION_NOISE).max() < 0.07
     own, coupled, linear = explained.variances[2:5]
     assert max(own, coupled) < 0.01 * linear
+
+
+def test_a_correction_for_chance_is_cut_short_where_it_is_larger_than_its_bound(monkeypatch, close):
+    """In squared sampling errors; its direction stays."""
+    equations = exact_equations(0.5)
+    noise, (matrix, _) = equations.noise(), equations.linearise()
+    groups = prior_groups(equations, matrix)
+
+    def correction():
+        shift = _attenuation(equations, matrix, noise, groups, torch.tensor([0.0, *[1.0] * len(groups)]).double())
+        moved = matrix @ shift
+        return shift, float(moved @ torch.linalg.solve(noise, moved))
+
+    whole, size = correction()
+    assert 0 < size < 2 * LARGEST_CORRECTION
+    monkeypatch.setattr(readouts, "LARGEST_CORRECTION", size / 8)
+    short, cut = correction()
+    assert cut == pytest.approx(size / 4, rel=1e-6)
+    close(short, whole / 2, 1e-8)
 
 
 def test_weights_stand_for_repeated_points():
