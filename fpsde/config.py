@@ -28,7 +28,7 @@ class IdentificationConfig:
         steps: training steps in all.
         net_share: share of the steps that train the nets of a drift free in time.
         residual_weights: weight of the residual when it enters and from half-way on; small, for the path must stay with the
-            data where drift and noise are rough.
+            data where drift and noise are rough; of snapshots of fewer than 2000 points, in proportion less.
         net_residual: weight of the residual for a drift free in time.
         path_energy: weight of the path's kinetic energy for a drift free in time; 0.01 draws the path away from the
             snapshots themselves, 0.003 already slows what turns.

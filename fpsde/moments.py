@@ -34,7 +34,9 @@ from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
 
 __all__ = ["MomentEquations", "by_unknown", "columns_at", "kinds"]
 
-POINTS = 1024
+# Of the path at a node: 512 a coordinate, for a mean over a cloud errs by more where it has more directions.
+POINTS = 512
+MOST_AT_A_NODE = 4096
 MOST_POINTS = 16384
 MAX_ELEMENTS = 2**26
 LEAST_NOISE = 0.01
@@ -102,7 +104,8 @@ class MomentEquations:
         dim = model.drift.dim
         tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
         room = MAX_ELEMENTS // (max(tests[0].count, model.drift.get_readout().shape[1]) * dim)
-        points, most = max(64, min(POINTS, room // NODES)), max(256, min(MOST_POINTS, room))
+        points = max(64, min(POINTS * max(dim, 2), MOST_AT_A_NODE, room // NODES))
+        most = max(256, min(MOST_POINTS, room))
         order = [torch.randperm(len(x), generator=generator, device=x.device)[:most] for x in snapshots]
         kept = [x[rows].double() for x, rows in zip(snapshots, order, strict=True)]
         own = [None] * len(kept) if weights is None else [
