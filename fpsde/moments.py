@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +40,8 @@ POINTS = 512
 MOST_AT_A_NODE = 4096
 MOST_POINTS = 16384
 MAX_ELEMENTS = 2**26
+# Entries of a function's derivatives that are held at a time.
+AT_ONCE = 2**23
 LEAST_NOISE = 0.01
 
 
@@ -64,11 +67,14 @@ class _Interval:
     samples: list[_Block]
 
     def tested(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tested]]:
-        """For every block its times, points, quadrature weights, and the functions, times the points' own weights."""
-        for t, x, weight, node, own in self.samples:
-            tests = self.tests(self.frame, node, x)
-            yield t, x, weight, tests if own is None else Tested(
-                *(part * own.reshape(-1, *[1] * (part.ndim - 2)) for part in tests))
+        """For some points of a block at a time the times, points, quadrature weights, and functions times own weights."""
+        for t, block, weight, node, own in self.samples:
+            count = max(1, AT_ONCE // (len(t) * self.tests.count * block.shape[-1]))
+            owns = itertools.repeat(None) if own is None else own.split(count)
+            for x, w in zip(block.split(count, 1), owns, strict=False):
+                tests = self.tests(self.frame, node, x)
+                yield t, x, weight * (x.shape[1] / block.shape[1]), tests if w is None else Tested(
+                    *(part * w.reshape(-1, *[1] * (part.ndim - 2)) for part in tests))
 
 
 class _End(NamedTuple):
@@ -125,7 +131,8 @@ class MomentEquations:
                             _Block(t[[node]], x[[node]], -half, [node])]
             self.intervals.append(_Interval(MovingFrame(x, span), tests[j], span, samples))
         seed += len(self.intervals) * NODES
-        self.drawn = [model.density.spread(times[[j]], min(4 * points, most), seed + j).double() for j in range(len(times))]
+        drawn = min(4 * points, most, max(points, 2 * AT_ONCE // (tests[0].count * dim)))
+        self.drawn = [model.density.spread(times[[j]], drawn, seed + j).double() for j in range(len(times))]
         self.change = self._change(kept, own)
         parts = [self._transport(interval) for interval in self.intervals]
         self.moved, self.transport = (torch.cat(part) for part in zip(*parts, strict=True))

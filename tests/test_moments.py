@@ -7,7 +7,7 @@ from test_projection import exact_gaussian_path
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from fpsde import readouts
+from fpsde import moments, readouts
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
@@ -151,6 +151,25 @@ def test_linearisation_is_the_derivative():
         after = equations.linearise()[1]
     expected = -matrix @ torch.cat([step.flatten() for step in steps])
     assert (after - before - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_some_points_at_a_time_are_as_good_as_all(monkeypatch):
+    """Of weighted points too."""
+    times = torch.linspace(0, 2, 3, dtype=torch.float64)
+    diffusion = StateDiffusion(HollowNet(2, hidden=(4,), time=False).double(), torch.ones(2, dtype=torch.float64))
+    model = FokkerPlanckLoss(ExactRotation(seed=0), HollowNet(2, hidden=(4,), time=False).double(), diffusion)
+    x, t = rotating_snapshots(100, times.numpy())
+    weights = [torch.rand(100).double() for _ in times]
+    weights = [w / w.mean() for w in weights]
+
+    def linearised():
+        return MomentEquations(model, times, [torch.as_tensor(x[t == s]) for s in times.numpy()],
+                               torch.Generator().manual_seed(0), weights).linearise()
+
+    whole = linearised()
+    monkeypatch.setattr(moments, "AT_ONCE", 6 * 25 * 2 * 37)
+    for some, every in zip(linearised(), whole, strict=True):
+        torch.testing.assert_close(some, every, rtol=1e-9, atol=1e-12)
 
 
 def test_a_linear_drift_and_even_noise_are_found():
