@@ -32,7 +32,8 @@ from fpsde.estimator import FokkerPlanckSDE
 from fpsde.memory import kept_memory
 from fpsde.projection import ReadoutSolver
 from fpsde.snapshots import Snapshots
-from fpsde.train import one_thread, train
+from fpsde.threads import one_thread
+from fpsde.train import train
 
 __all__ = ["Cost", "cost", "exponent"]
 

@@ -43,7 +43,8 @@ from fpsde.memory import kept_memory
 from fpsde.model_file import load_file, save_file
 from fpsde.progress import Progress
 from fpsde.snapshots import Snapshots
-from fpsde.train import Report, choose_device, one_thread, singular_matrices
+from fpsde.threads import one_thread
+from fpsde.train import Report, choose_device, singular_matrices
 
 __all__ = ["MOST_PATH_ERROR", "FokkerPlanckSDE", "unexplained"]
 

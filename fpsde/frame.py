@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,17 +50,104 @@ class MovingFrame:
         self.whiten_rate = torch.einsum("ab,bij->aij", slope, self.whiten)
 
 
-class Tested(NamedTuple):
-    """Values and derivatives of Q functions at M nodes with N points each."""
+@dataclass(frozen=True)
+class Tested:
+    """Q functions of the frame's coordinates y at M nodes with N points each.
 
-    values: Tensor
-    """Shape (M, N, Q)."""
-    rates: Tensor
-    """Derivative in time at fixed x, shape (M, N, Q)."""
-    gradients: Tensor
-    """Shape (M, N, Q, d)."""
-    seconds: Tensor
-    """Diagonal second derivatives, shape (M, N, Q, d)."""
+    Their derivatives by x are d times as many as they. None is laid out: each is a product of one of 1 + d functions or a
+    wave of the point's own with a matrix that all points of a node share.
+    """
+
+    functions: TestFunctions
+    whiten: Tensor
+    """W, shape (M, d, d)."""
+    y: Tensor
+    """Shape (M, N, d)."""
+    y_rate: Tensor
+    """How y changes at fixed x, shape (M, N, d)."""
+    sine: Tensor
+    """Of the waves' angles, shape (M, N, waves)."""
+    cosine: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """Shape (M, N, Q)."""
+        i, j = self.functions.pairs
+        return torch.cat([self.y, self.y[..., i] * self.y[..., j], self.cosine], -1)
+
+    @property
+    def each(self) -> Tensor:
+        """The weights with which :meth:`gradient` and :meth:`curvature` are those of each function, (Q, 1, 1, Q)."""
+        return torch.eye(self.functions.count).to(self.y)[:, None, None]
+
+    def along(self, velocity: Tensor) -> Tensor:
+        """How they change in time for who moves with a velocity of shape (M, N, d): (M, N, Q)."""
+        rate = self.y_rate + velocity @ self.whiten.mT
+        y, (i, j) = self.y, self.functions.pairs
+        return torch.cat([rate, rate[..., i] * y[..., j] + y[..., i] * rate[..., j],
+                          -self.sine * (rate @ self.functions.waves.T)], -1)
+
+    def spread(self, a: Tensor) -> Tensor:
+        """The sum over coordinates of a_i times the second derivative by x_i, (M, N, Q), for a of shape (M, N, d)."""
+        products, waves = self._seconds()
+        return torch.cat([torch.zeros_like(self.y), a @ products.mT, -self.cosine * (a @ waves.mT)], -1)
+
+    def gradient(self, u: Tensor) -> Tensor:
+        """The gradient by x of the functions' sum with weights u of shape (..., M, N, Q), shape (..., M, N, d)."""
+        linear, products, waves = self._parts(u)
+        by_y = linear + torch.zeros_like(self.y)
+        for one, other in (self.functions.pairs, self.functions.pairs.flip(0)):
+            by_y = by_y.index_add(-1, one, products * self.y[..., other])
+        return (by_y - (self.sine * waves) @ self.functions.waves) @ self.whiten
+
+    def curvature(self, u: Tensor) -> Tensor:
+        """The same sum's second derivatives by each coordinate, shape (..., M, N, d)."""
+        _, products, waves = self._parts(u)
+        by_products, by_waves = self._seconds()
+        return products @ by_products - (self.cosine * waves) @ by_waves
+
+    def gradients_with(self, columns: Tensor, weight: Tensor) -> Tensor:
+        """Sums derivatives by x_i times columns over nodes and points.
+
+        Arguments:
+            columns: of each coordinate, shape (d, M, N, P).
+            weight: of each point, shape (M, N).
+
+        Returns:
+            Shape (Q, d, P).
+        """
+        w, (i, j), d = self.whiten, self.functions.pairs, self.y.shape[-1]
+        found = self._weighted([self.y, -self.sine], columns, weight)
+        by_y = found[:, :, 1:1 + d]
+        return torch.cat([torch.einsum("mqd,dmp->qdp", w, found[:, :, 0]),
+                          torch.einsum("mqd,dmqp->qdp", w[:, j], by_y[:, :, i])
+                          + torch.einsum("mqd,dmqp->qdp", w[:, i], by_y[:, :, j]),
+                          torch.einsum("mqd,dmqp->qdp", self.functions.waves @ w, found[:, :, 1 + d:])])
+
+    def seconds_with(self, columns: Tensor, weight: Tensor) -> Tensor:
+        """Sums second derivatives by x_i times columns over nodes and points, as :meth:`gradients_with` does."""
+        products, waves = self._seconds()
+        found = self._weighted([-self.cosine], columns, weight)
+        linear = found.new_zeros(self.y.shape[-1], len(columns), columns.shape[-1])
+        return torch.cat([linear, torch.einsum("mqd,dmp->qdp", products, found[:, :, 0]),
+                          torch.einsum("mqd,dmqp->qdp", waves, found[:, :, 1:])])
+
+    def _parts(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Of linear functions, products and waves."""
+        d = self.y.shape[-1]
+        return u.tensor_split([d, d + self.functions.pairs.shape[1]], -1)
+
+    def _seconds(self) -> tuple[Tensor, Tensor]:
+        """What all points of a node share of the second derivatives of products and of waves, (M, products or waves, d)."""
+        w, (i, j) = self.whiten, self.functions.pairs
+        return 2 * w[:, i] * w[:, j], (self.functions.waves @ w).square()
+
+    @staticmethod
+    def _weighted(factors: list[Tensor], columns: Tensor, weight: Tensor) -> Tensor:
+        """The columns' weighted sums over the points of a node, times 1 and times each factor: (d, M, 1 + factors, P)."""
+        both = torch.cat([weight[..., None], *(weight[..., None] * factor for factor in factors)], -1).mT
+        # Not as one product: that would copy the columns, or the factors d times.
+        return torch.stack([both @ of_coordinate for of_coordinate in columns])
 
 
 class TestFunctions:
@@ -99,31 +186,13 @@ class TestFunctions:
         products = dim * (dim + 1) // 2
         return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + _how_many_waves(dim)
 
-    def values(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tensor:
-        """Returns the functions' values, shape (M, N, Q), at points x of shape (M, N, d) at M nodes."""
-        y = (x - frame.centre[node][:, None]) @ frame.whiten[node].mT
-        i, j = self.pairs
-        return torch.cat([y, y[..., i] * y[..., j], (y @ self.waves.T + self.phase).cos()], -1)
-
     def __call__(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tested:
-        """Evaluates the functions and their derivatives at points x of shape (M, N, d) at M nodes."""
-        w, d = frame.whiten[node], x.shape[-1]
-        offsets = x - frame.centre[node][:, None]
+        """Evaluates the functions at points x of shape (M, N, d) at M nodes."""
+        w, offsets = frame.whiten[node], x - frame.centre[node][:, None]
         y = offsets @ w.mT
-        y_rate = offsets @ frame.whiten_rate[node].mT - (w @ frame.centre_rate[node][..., None]).mT
-        i, j = self.pairs
-        angle, waves = y @ self.waves.T + self.phase, self.waves @ w
-        sine, cosine = angle.sin(), angle.cos()
-        rows_i, rows_j = w[:, None, i], w[:, None, j]
-        shape = y.shape[:-1]
-        return Tested(
-            torch.cat([y, y[..., i] * y[..., j], cosine], -1),
-            torch.cat([y_rate, y_rate[..., i] * y[..., j] + y[..., i] * y_rate[..., j],
-                       -sine * (y_rate @ self.waves.T)], -1),
-            torch.cat([w[:, None].expand(*shape, d, d), y[..., i, None] * rows_j + y[..., j, None] * rows_i,
-                       -sine[..., None] * waves[:, None]], -2),
-            torch.cat([y.new_zeros(*shape, d, d), (2 * rows_i * rows_j).expand(*shape, -1, d),
-                       -cosine[..., None] * waves.square()[:, None]], -2))
+        angle = y @ self.waves.T + self.phase
+        return Tested(self, w, y, offsets @ frame.whiten_rate[node].mT - (w @ frame.centre_rate[node][..., None]).mT,
+                      angle.sin(), angle.cos())
 
 
 def _how_many_waves(dim: int) -> int:

@@ -237,18 +237,18 @@ def _turning_error(equations: MomentEquations, spreading: Tensor, covariance: Te
 
     seen = root @ free(equations.transport, spreading)
     information, chance = seen.T @ seen, torch.zeros(seen.shape[1], seen.shape[1]).to(seen)
-    for clock, x, count, ends in equations.sampled():
-        x = x[:, :CHANCE_POINTS]
-        of_drift, of_noise = columns_at(drift, clock.flatten(), x), columns_at(diffusion, clock.flatten(), x)
+    for t, points, worth, ends in equations.sampled():
+        x = points[:CHANCE_POINTS]
+        of_drift, of_noise = columns_at(drift, t, x[None]), columns_at(diffusion, t, x[None])
         parts = []
         for end in ends:
-            n = x.shape[1]
-            moved = torch.einsum("nqd,dnp->nqdp", end.tests.gradients[0, :n], of_drift[:, 0])
-            spread = 0.5 * torch.einsum("nqd,dnp->nqdp", end.tests.seconds[0, :n], of_noise[:, 0])
+            tests = end.tests(x)
+            moved = torch.einsum("qnd,dnp->nqdp", tests.gradient(tests.each)[:, 0], of_drift[:, 0])
+            spread = 0.5 * torch.einsum("qnd,dnp->nqdp", tests.curvature(tests.each)[:, 0], of_noise[:, 0])
             values = end.half * free(by_unknown(moved, drift), by_unknown(spread, diffusion))
             parts.append(torch.einsum("rq,nqp->nrp", root[:, end.place], values - values.mean(0)))
         both = torch.stack(parts).sum(0)
-        chance += torch.einsum("nra,nrb->ab", both, both) / len(both) / count
+        chance += torch.einsum("nra,nrb->ab", both, both) / len(both) / worth
 
     def known(matrix: Tensor, direction: Tensor) -> float:
         """What a matrix of information says about the rate along a direction: |b|^4 / b^T I^-1 b."""
@@ -297,8 +297,8 @@ def _gradient_share(model: FokkerPlanckLoss, generator: torch.Generator, seed: i
     x = model.density.spread(t, POINTS, seed)
     f = model.drift(t[:, None], x)
     tests = TestFunctions(x.shape[-1], generator)
-    gradients = tests(MovingFrame(x, 1.0), list(range(NODES)), x).gradients
-    columns, right = gradients.permute(0, 1, 3, 2).flatten(1, 2), f.flatten(1)
+    tested = tests(MovingFrame(x, 1.0), list(range(NODES)), x)
+    columns, right = tested.gradient(tested.each).permute(1, 2, 3, 0).flatten(1, 2), f.flatten(1)
     normal = columns.mT @ columns
     normal = normal + torch.diag_embed(1e-8 * normal.diagonal(dim1=-2, dim2=-1) + 1e-12)
     weights = torch.cholesky_solve(columns.mT @ right[..., None], torch.linalg.cholesky(normal))

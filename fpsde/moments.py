@@ -21,7 +21,6 @@ References:
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +31,7 @@ from torch import Tensor
 from fpsde.field import AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
+from fpsde.threads import side_by_side
 
 __all__ = ["MomentEquations", "by_unknown", "columns_at", "kinds"]
 
@@ -40,8 +40,8 @@ POINTS = 512
 MOST_AT_A_NODE = 4096
 MOST_POINTS = 16384
 MAX_ELEMENTS = 2**26
-# Entries of a function's derivatives that are held at a time.
-AT_ONCE = 2**23
+# Entries of the columns of a field at some of the points, which are held at a time.
+AT_ONCE = 2**22
 LEAST_NOISE = 0.01
 
 
@@ -66,27 +66,53 @@ class _Interval:
     span: float
     samples: list[_Block]
 
-    def tested(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tested]]:
-        """For some points of a block at a time the times, points, quadrature weights, and functions times own weights."""
+    def tested(self, columns: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tested]]:
+        """For as many points of a block at a time as there is room for so many columns of each coordinate.
+
+        Returns times (M,), points (M, N, d), their weights in the means over the interval (M, N), and the functions there.
+        """
         for t, block, weight, node, own in self.samples:
-            count = max(1, AT_ONCE // (len(t) * self.tests.count * block.shape[-1]))
-            owns = itertools.repeat(None) if own is None else own.split(count)
-            for x, w in zip(block.split(count, 1), owns, strict=False):
-                tests = self.tests(self.frame, node, x)
-                yield t, x, weight * (x.shape[1] / block.shape[1]), tests if w is None else Tested(
-                    *(part * w.reshape(-1, *[1] * (part.ndim - 2)) for part in tests))
+            shares = weight[:, None] * (torch.ones_like(block[0, :, 0]) if own is None else own) / block.shape[1]
+            for rows in _slices(block, columns):
+                yield t, block[:, rows], shares[:, rows], self.tests(self.frame, node, block[:, rows])
 
 
 class _End(NamedTuple):
-    """The equations of an interval at one of its ends."""
+    """The equations of an interval at one of its ends, where there is a snapshot."""
 
-    tests: Tested
-    place: Tensor
-    """Their rows."""
+    interval: _Interval
+    node: int
     sign: float
     """1 where the snapshot ends the interval, -1 where it starts it."""
-    half: float
-    """Half the interval: the share of it over which the path is corrected by this snapshot."""
+    place: Tensor
+    """Their rows."""
+
+    @property
+    def half(self) -> float:
+        """Half the interval: the share of it over which the path is corrected by this snapshot."""
+        return 0.5 * self.interval.span
+
+    def tests(self, x: Tensor) -> Tested:
+        """The functions at points x of shape (N, d), as at one time."""
+        return self.interval.tests(self.interval.frame, [self.node], x[None])
+
+
+class Sampled(NamedTuple):
+    """A snapshot as it might have been."""
+
+    t: Tensor
+    """Its time, shape (1,)."""
+    x: Tensor
+    """Points of its law, shape (N, d)."""
+    worth: float
+    """How many points, were they alike, its own are worth."""
+    ends: list[_End]
+    """The equations that it enters."""
+
+    @property
+    def place(self) -> Tensor:
+        """Their rows."""
+        return torch.cat([end.place for end in self.ends])
 
 
 class MomentEquations:
@@ -131,10 +157,9 @@ class MomentEquations:
                             _Block(t[[node]], x[[node]], -half, [node])]
             self.intervals.append(_Interval(MovingFrame(x, span), tests[j], span, samples))
         seed += len(self.intervals) * NODES
-        drawn = min(4 * points, most, max(points, 2 * AT_ONCE // (tests[0].count * dim)))
-        self.drawn = [model.density.spread(times[[j]], drawn, seed + j).double() for j in range(len(times))]
+        self.drawn = [model.density.spread(times[[j]], min(4 * points, most), seed + j).double() for j in range(len(times))]
         self.change = self._change(kept, own)
-        parts = [self._transport(interval) for interval in self.intervals]
+        parts = side_by_side(self._transport, self.intervals)
         self.moved, self.transport = (torch.cat(part) for part in zip(*parts, strict=True))
         self.growing = torch.cat([self._growing(interval) for interval in self.intervals])
         if sizes is not None:
@@ -167,13 +192,13 @@ class MomentEquations:
     @torch.no_grad()
     def spreading(self) -> tuple[Tensor, Tensor]:
         """Returns how the noise changes the means: its derivative by its unknowns, (rows, U), and all of it, (rows,)."""
-        matrix, spread = zip(*(self._spreading(interval) for interval in self.intervals), strict=True)
+        matrix, spread = zip(*side_by_side(self._spreading, self.intervals), strict=True)
         return self._padded(torch.cat(matrix)), self._padded(torch.cat(spread))
 
-    def _ends(self, j: int) -> list[tuple[_Interval, Tensor, float, list[int]]]:
-        """The intervals that meet at a snapshot: their rows, 1 where it ends them and -1 where it starts them, its node."""
-        return [(self.intervals[k], torch.arange(k * self.intervals[k].tests.count, (k + 1) * self.intervals[k].tests.count,
-                                                 device=self.times.device), sign, [node])
+    def _ends(self, j: int) -> list[_End]:
+        """The equations that a snapshot enters."""
+        count = self.intervals[0].tests.count
+        return [_End(self.intervals[k], node, sign, torch.arange(k * count, (k + 1) * count, device=self.times.device))
                 for k, sign, node in ((j - 1, 1.0, NODES - 1), (j, -1.0, 0)) if 0 <= k < len(self.intervals)]
 
     def _change(self, kept: list[Tensor], own: Sequence[Tensor | None]) -> Tensor:
@@ -181,9 +206,9 @@ class MomentEquations:
         rows = sum(interval.tests.count for interval in self.intervals)
         change = torch.zeros(rows, dtype=torch.float64, device=self.times.device)
         for j, (x, w) in enumerate(zip(kept, own, strict=True)):
-            for interval, place, sign, node in self._ends(j):
-                values = interval.tests.values(interval.frame, node, x[None])
-                change[place] += sign * (values if w is None else values * w[:, None]).mean((0, 1))
+            for end in self._ends(j):
+                values = end.tests(x).values[0]
+                change[end.place] += end.sign * (values if w is None else values * w[:, None]).mean(0)
         return change
 
     @torch.no_grad()
@@ -193,9 +218,9 @@ class MomentEquations:
         A snapshot enters by its means and by the correction of the path.
         """
         noise = torch.zeros(len(self.change), len(self.change), dtype=torch.float64, device=self.times.device)
-        for clock, x, count, ends in self.sampled():
-            values, place = self._error(clock, x, ends), torch.cat([end.place for end in ends])
-            noise[place[:, None], place] += values.T @ values / len(values) / count
+        samples = list(self.sampled())
+        for sample, part in zip(samples, side_by_side(self._covariance, samples), strict=True):
+            noise[sample.place[:, None], sample.place] += part
         if self.sizes is not None:
             # A count is Poisson: the variance of its logarithm is one over it.
             step = torch.eye(len(self.sizes)).to(noise).diff(dim=0)
@@ -212,54 +237,63 @@ class MomentEquations:
         Arguments:
             inverse: C^-1, shape (rows, rows).
         """
-        drift, diffusion, growth = self.model.drift, self.model.diffusion, self.model.growth
-        total = self.change.new_zeros(())
-        for clock, x, count, ends in self.sampled():
-            place = torch.cat([end.place for end in ends])
-            dual = self._error(clock, x, ends) @ inverse[place[:, None], place] / len(x[0]) / count
-            duals = dual.split([len(end.place) for end in ends], -1)
-            parts = []
-            for field, name, factor in ((drift, "gradients", 1.0), (diffusion, "seconds", 0.5)):
-                seen = torch.stack([factor * end.half * torch.einsum("nqd,nq->nd", getattr(end.tests, name)[0], u)
-                                    for end, u in zip(ends, duals, strict=True)]).sum(0)
-                parts.append(by_unknown(torch.einsum("nd,dnp->dp", seen, columns_at(field, clock[0], x)[:, 0]), field))
-            if growth is not None:
-                seen = torch.stack([end.half * (_centred(end.tests.values[0]) * u).sum(-1)
-                                    for end, u in zip(ends, duals, strict=True)]).sum(0)
-                parts.append(seen @ _centred(growth.columns(x[0].to(clock)).double()))
-            total = total + torch.cat(parts)
-        return total
+        return torch.stack(side_by_side(lambda sample: self._chance(sample, inverse), list(self.sampled()))).sum(0)
 
-    def _error(self, clock: Tensor, x: Tensor, ends: list[_End]) -> Tensor:
+    def _covariance(self, sample: Sampled) -> Tensor:
+        """What a snapshot adds to the covariance of the equations that it enters."""
+        error = self._error(sample)
+        return error.T @ error / len(error) / sample.worth
+
+    def _chance(self, sample: Sampled, inverse: Tensor) -> Tensor:
+        """What a snapshot adds to the mean of the score, shape (U,)."""
+        drift, diffusion, growth = self.model.drift, self.model.diffusion, self.model.growth
+        (t, x, worth, ends), place = sample, sample.place
+        dual = self._error(sample) @ inverse[place[:, None], place] / len(x) / worth
+        tests, duals = [end.tests(x) for end in ends], [u[None] for u in dual.split([len(end.place) for end in ends], -1)]
+
+        def seen(name: str) -> Tensor:
+            """What the equations see at each point, shape (N, d)."""
+            return torch.stack([end.half * getattr(some, name)(u)[0]
+                                for end, some, u in zip(ends, tests, duals, strict=True)]).sum(0)
+
+        parts = []
+        for field, seen_there in ((drift, seen("gradient")), (diffusion, 0.5 * seen("curvature"))):
+            rows = _slices(x[None], field.get_readout().shape[1])
+            parts.append(by_unknown(torch.stack([
+                torch.einsum("nd,dnp->dp", seen_there[some], columns_at(field, t, x[None, some])[:, 0])
+                for some in rows]).sum(0), field))
+        if growth is not None:
+            grown = torch.stack([end.half * (_centred(some.values[0]) * u[0]).sum(-1)
+                                 for end, some, u in zip(ends, tests, duals, strict=True)]).sum(0)
+            parts.append(grown @ _centred(growth.columns(x.to(t)).double()))
+        return torch.cat(parts)
+
+    def _error(self, sample: Sampled) -> Tensor:
         """What a point adds to the error of the equations that its snapshot enters, shape (N, rows)."""
-        points, growth = x.to(clock), self.model.growth
+        (t, x, _, ends), growth = sample, self.model.growth
+        clock, points = t[:, None], x[None].to(t)
         f, a = self.model.drift(clock, points).double(), self.model.diffusion(clock, points).double().square()
         parts = []
-        for sign, half, tests in ((end.sign, end.half, end.tests) for end in ends):
-            moved = (tests.rates + torch.einsum("mnqd,mnd->mnq", tests.gradients, f)
-                     + 0.5 * torch.einsum("mnqd,mnd->mnq", tests.seconds, a))[0]
+        for end in ends:
+            tests = end.tests(x)
+            changed = (tests.along(f) + 0.5 * tests.spread(a))[0]
             if growth is not None:
-                moved = moved + growth.source(points)[0, :, None].double() * _centred(tests.values[0])
-            parts.append(sign * tests.values[0] - half * moved)
+                changed = changed + growth.source(points)[0, :, None].double() * _centred(tests.values[0])
+            parts.append(end.sign * tests.values[0] - end.half * changed)
         return _centred(torch.cat(parts, -1))
 
-    def sampled(self) -> Iterator[tuple[Tensor, Tensor, float, list[_End]]]:
-        """For every snapshot its time (1, 1), points of its law (1, N, d), how many its own are worth, its equations."""
+    def sampled(self) -> Iterator[Sampled]:
+        """What each snapshot might have been."""
         for j, x in enumerate(self.drawn):
-            yield self.times[[j]][:, None], x, self.counts[j], [
-                _End(interval.tests(interval.frame, node, x), place, sign, 0.5 * interval.span)
-                for interval, place, sign, node in self._ends(j)]
+            yield Sampled(self.times[[j]], x[0], self.counts[j], self._ends(j))
 
     def _transport(self, interval: _Interval) -> tuple[Tensor, Tensor]:
         """How the functions' own motion and the known drift change their means, (Q,), and the learned one, (Q, U)."""
         moved = transport = torch.zeros(()).to(self.change)
         drift = self.model.drift
-        for t, x, weight, tests in interval.tested():
-            share = weight / x.shape[1]
-            gradients = tests.gradients * share[:, None, None, None]
-            known = drift.known(t[:, None], x.to(t)).double()
-            moved = moved + torch.einsum("mnq,m->q", tests.rates, share) + torch.einsum("mnqd,mnd->q", gradients, known)
-            transport = transport + torch.einsum("mnqd,dmnp->qdp", gradients, columns_at(drift, t, x))
+        for t, x, share, tests in interval.tested(drift.get_readout().shape[1]):
+            moved = moved + torch.einsum("mnq,mn->q", tests.along(drift.known(t[:, None], x.to(t)).double()), share)
+            transport = transport + tests.gradients_with(columns_at(drift, t, x), share)
         return moved, by_unknown(transport, drift)
 
     def _growing(self, interval: _Interval) -> Tensor:
@@ -269,7 +303,7 @@ class MomentEquations:
             return self.change.new_zeros(interval.tests.count, 0)
         growing = torch.zeros(()).to(self.change)
         for t, x, weight, node, own in interval.samples:
-            values, columns = interval.tests.values(interval.frame, node, x), growth.columns(x.to(t)).double()
+            values, columns = interval.tests(interval.frame, node, x).values, growth.columns(x.to(t)).double()
             share = values.new_full((x.shape[1],), 1 / x.shape[1]) if own is None else own / own.sum()
             values = values - torch.einsum("mnq,n->mq", values, share)[:, None]
             growing = growing + torch.einsum("mnq,mnp,m,n->qp", values, columns, weight, share)
@@ -297,12 +331,17 @@ class MomentEquations:
         """How the noise changes the functions' means: its derivative by its unknowns, (Q, U), and the change, (Q,)."""
         diffusion = self.model.diffusion
         matrix = spread = torch.zeros(()).to(self.change)
-        for t, x, weight, tests in interval.tested():
-            seconds = tests.seconds * (0.5 * weight[:, None, None, None] / x.shape[1])
-            matrix = matrix + torch.einsum("mnqd,dmnp->qdp", seconds, columns_at(diffusion, t, x))
+        for t, x, share, tests in interval.tested(diffusion.get_readout().shape[1]):
+            matrix = matrix + 0.5 * tests.seconds_with(columns_at(diffusion, t, x), share)
             a = diffusion(t[:, None], x.to(t)).double().square()
-            spread = spread + torch.einsum("mnqd,mnd->q", seconds, a)
+            spread = spread + 0.5 * torch.einsum("mnq,mn->q", tests.spread(a), share)
         return by_unknown(matrix, diffusion), spread
+
+
+def _slices(x: Tensor, columns: int) -> list[slice]:
+    """Cuts points of shape (M, N, d) into as many at a time as there is room for values and columns of each coordinate."""
+    count = max(1, AT_ONCE // (len(x) * x.shape[-1] * (1 + columns)))
+    return [slice(first, first + count) for first in range(0, x.shape[1], count)]
 
 
 def _centred(values: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ solving for part of the parameters) is handed in.
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from fpsde.compiled import Compiled, differentiated
 from fpsde.ranks import count, everywhere, mean_value, together
 
 __all__ = ["Offer", "Report", "State", "StateError", "TrainConfig", "TrainResult", "TrainingError", "choose_device",
-           "copy_state", "one_thread", "restoring", "singular_matrices", "train"]
+           "copy_state", "restoring", "singular_matrices", "train"]
 
 
 State = dict[str, Any]
@@ -233,22 +232,6 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r} was asked for, but this torch sees {torch.cuda.device_count() or 'no'} GPU; use "
                          "device='auto' or 'cpu'")
     return device
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """Keeps torch to one thread on the CPU, unless the environment has OMP_WAIT_POLICY=passive.
-
-    On a busy machine threads that wait for each other at every operation by spinning, as they do unless told otherwise, are
-    tens of times slower than one (benchmarks/results/threads.md). That must be told before torch is loaded.
-    """
-    threads = torch.get_num_threads()
-    try:
-        if device.type == "cpu" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
-            torch.set_num_threads(1)
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

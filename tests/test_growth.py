@@ -109,7 +109,7 @@ def populations(n, times, rng):
 
 @pytest.fixture(scope="module")
 def grown():
-    x, t = populations(1200, np.linspace(0, 3, 7), np.random.default_rng(0))
+    x, t = populations(2000, np.linspace(0, 3, 7), np.random.default_rng(0))
     fits = {growth: FokkerPlanckSDE(8, drift="autonomous", diffusion="constant", growth=growth, max_steps=150, device="cpu",
                                     random_state=0) for growth in (None, "learned", "counts")}
     with pytest.warns(UserWarning, match="number of points at a time varies from .* growth='learned'"):
@@ -122,13 +122,13 @@ def relative(value, truth):
 
 
 def test_without_growth_the_drift_makes_up_for_it(grown):
-    """Drift errors of 10.5 % without growth and 8.3 % with counts when this was written (10.3 and 7.4 with the whole residual).
+    """Drift errors of 9.1 % without growth and 2.2 % with counts when this was written.
 
     From shapes alone so few points tell the rate badly.
     """
     x, _, fits = grown
     errors = [relative(fits[growth].drift(x, 0.0), x @ ROTATION.T) for growth in (None, "counts")]
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.5 * errors[0]
     assert relative(fits["counts"].growth(x), np.tanh(x[:, 0])) < 0.4
     with pytest.raises(ValueError, match="no growth was learned"):
         fits[None].growth(x)

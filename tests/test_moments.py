@@ -11,6 +11,7 @@ from fpsde import moments, readouts
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
+from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
 from fpsde.moments import MomentEquations
@@ -48,11 +49,27 @@ def test_functions_of_a_moving_frame_against_autograd(dim, close):
         t = torch.tensor(nodes[node] * span, dtype=torch.float64)
         for n, point in enumerate(x):
             close(result.values[0, n], dense(t, point), 1e-10)
-            close(result.rates[0, n], torch.func.jacrev(dense, 0)(t, point), 1e-8)
-            close(result.gradients[0, n], torch.func.jacrev(dense, 1)(t, point), 1e-9)
+            close(result.along(torch.zeros_like(x)[None])[0, n], torch.func.jacrev(dense, 0)(t, point), 1e-8)
+            close(result.gradient(result.each)[:, 0, n], torch.func.jacrev(dense, 1)(t, point), 1e-9)
             hessian = torch.func.hessian(dense, 1)(t, point)
-            close(result.seconds[0, n], hessian.diagonal(dim1=-2, dim2=-1), 1e-9)
-        close(tests.values(frame, [node], x[None]), result.values, 1e-12)
+            close(result.curvature(result.each)[:, 0, n], hessian.diagonal(dim1=-2, dim2=-1), 1e-9)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 22])
+def test_what_is_summed_over_functions_or_points_is_what_it_says(dim, close):
+    """Against the derivatives laid out."""
+    cloud = torch.randn(NODES, 200, dim, dtype=torch.float64) * torch.linspace(1, 2, NODES)[:, None, None]
+    tested = TestFunctions(dim, torch.Generator().manual_seed(0))(MovingFrame(cloud, 0.7), [1, 4], cloud[[1, 4], :5])
+    gradients, seconds = tested.gradient(tested.each), tested.curvature(tested.each)
+    velocity, u = torch.randn(2, 5, dim, dtype=torch.float64), torch.randn_like(tested.values)
+    still = tested.along(torch.zeros_like(velocity))
+    close(tested.along(velocity) - still, torch.einsum("qmnd,mnd->mnq", gradients, velocity), 1e-12)
+    close(tested.spread(velocity), torch.einsum("qmnd,mnd->mnq", seconds, velocity), 1e-12)
+    close(tested.gradient(u), torch.einsum("qmnd,mnq->mnd", gradients, u), 1e-12)
+    close(tested.curvature(u), torch.einsum("qmnd,mnq->mnd", seconds, u), 1e-12)
+    columns, weight = torch.randn(dim, 2, 5, 4, dtype=torch.float64), torch.rand(2, 5, dtype=torch.float64)
+    close(tested.gradients_with(columns, weight), torch.einsum("qmnd,dmnp,mn->qdp", gradients, columns, weight), 1e-12)
+    close(tested.seconds_with(columns, weight), torch.einsum("qmnd,dmnp,mn->qdp", seconds, columns, weight), 1e-12)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5, 11, 70])
@@ -154,22 +171,28 @@ def test_linearisation_is_the_derivative():
 
 
 def test_some_points_at_a_time_are_as_good_as_all(monkeypatch):
-    """Of weighted points too."""
+    """In the equations, where points have weights, and in the covariance and the correction for chance, with growth."""
     times = torch.linspace(0, 2, 3, dtype=torch.float64)
     diffusion = StateDiffusion(HollowNet(2, hidden=(4,), time=False).double(), torch.ones(2, dtype=torch.float64))
-    model = FokkerPlanckLoss(ExactRotation(seed=0), HollowNet(2, hidden=(4,), time=False).double(), diffusion)
+    model = FokkerPlanckLoss(ExactRotation(seed=0), HollowNet(2, hidden=(4,), time=False).double(), diffusion,
+                             growth=Growth(2).double())
+    with torch.no_grad():
+        model.growth.readout.normal_()
     x, t = rotating_snapshots(100, times.numpy())
     weights = [torch.rand(100).double() for _ in times]
     weights = [w / w.mean() for w in weights]
 
-    def linearised():
-        return MomentEquations(model, times, [torch.as_tensor(x[t == s]) for s in times.numpy()],
-                               torch.Generator().manual_seed(0), weights).linearise()
+    def computed():
+        equations = MomentEquations(model, times, [torch.as_tensor(x[t == s]) for s in times.numpy()],
+                                    torch.Generator().manual_seed(0), weights)
+        noise = equations.noise()
+        return *equations.linearise(), noise, equations.chance(torch.linalg.inv(noise))
 
-    whole = linearised()
-    monkeypatch.setattr(moments, "AT_ONCE", 6 * 25 * 2 * 37)
-    for some, every in zip(linearised(), whole, strict=True):
-        torch.testing.assert_close(some, every, rtol=1e-9, atol=1e-12)
+    whole = computed()
+    # With a few columns of two coordinates each, not even the 100 points of a snapshot are taken at once.
+    monkeypatch.setattr(moments, "AT_ONCE", 500)
+    for some, every in zip(computed(), whole, strict=True):
+        torch.testing.assert_close(some, every, rtol=1e-8, atol=1e-11)
 
 
 def test_a_linear_drift_and_even_noise_are_found():

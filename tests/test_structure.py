@@ -10,7 +10,7 @@ import fpsde
 PACKAGE = Path(fpsde.__file__).parent
 
 LAYERS = [
-    ["compiled", "mapped", "ranks"],
+    ["compiled", "mapped", "ranks", "threads"],
     ["taylor", "spline", "snapshots", "metrics", "files", "progress", "train", "evidence", "frame", "batches",
      "field", "forecast", "interruption", "memory", "simulation"],
     ["archive", "conditioner", "coordinates", "covariance", "model_file", "paths_file", "plane", "state_file"],

@@ -6,7 +6,7 @@ from problems import Bowl, Terms
 from torch import nn
 
 from fpsde.progress import Progress
-from fpsde.train import TrainConfig, TrainingError, _Skips, choose_device, one_thread, singular_matrices, train
+from fpsde.train import TrainConfig, TrainingError, _Skips, choose_device, singular_matrices, train
 
 
 def run(bad=(), steps=300, **options):
@@ -122,29 +122,6 @@ def test_the_state_is_an_average_that_forgets():
 def test_singular_matrices_are_named_in_words_of_the_data():
     with pytest.raises(TrainingError, match="look for outliers and repeated points"), singular_matrices():
         torch.linalg.cholesky(torch.zeros(2, 2))
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_threads_that_do_not_spin_are_left_alone(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    with one_thread(torch.device("cpu")):
-        assert torch.get_num_threads() == 2
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_one_thread_is_given_back(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    with one_thread(torch.device("cpu")):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 2
 
 
 def test_gradients_of_what_is_solved_for_do_not_pile_up():
