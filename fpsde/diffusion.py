@@ -53,7 +53,7 @@ class AbstractKnownDiffusion(AbstractDiffusion):
         return self.level[:0]
 
     def groups(self) -> Tensor:
-        return torch.zeros(0, dtype=torch.long, device=self.level.device)
+        return torch.zeros(len(self.level), 0, dtype=torch.long, device=self.level.device)
 
 
 class KnownDiffusion(AbstractKnownDiffusion):
@@ -132,7 +132,7 @@ class ConstantDiffusion(AbstractDiffusion):
         return linear * torch.ones_like(self.log_level[:1])
 
     def groups(self) -> Tensor:
-        return torch.full((1,), FREE, device=self.log_level.device)
+        return torch.full((len(self.log_level), 1), FREE, device=self.log_level.device)
 
 
 class StateDiffusion(AbstractDiffusion):

@@ -81,7 +81,7 @@ class _Members(AbstractField):
         return torch.cat([member.penalty(hidden, linear) for member in self._fields()])
 
     def groups(self) -> Tensor:
-        return torch.cat([member.groups() for member in self._fields()])
+        return torch.cat([member.groups() for member in self._fields()], -1)
 
     def _fields(self) -> list[AbstractField]:
         return cast(list[AbstractField], list(self.members))

@@ -92,8 +92,9 @@ class FokkerPlanckSDE(FittedModel):
         compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
             drift free in time, those of the nets, unless functions are given. That takes a minute or two and changes the
             result by round-off; "auto" does so where a long fit gains more than that. It has not run on a GPU yet.
-        random_state: seed; on the CPU the same seed gives the same fit bit for bit. It takes one thread there, or with
-            OMP_WAIT_POLICY=passive in the environment as many as torch has, which changes the last digits.
+        random_state: seed; on the CPU the same seed gives the same fit bit for bit, on any number of cores. Operations have
+            one thread there, or with OMP_WAIT_POLICY=passive in the environment as many as torch has, which changes the last
+            digits.
         verbose: 0 for silence, 1 for progress.
 
     Attributes:
@@ -123,7 +124,7 @@ class FokkerPlanckSDE(FittedModel):
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, growth: str | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
-                 validation_fraction: float = 0.1, device: str = "auto", compile: bool | str = "auto",
+                 validation_fraction: float = 0.05, device: str = "auto", compile: bool | str = "auto",
                  random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.n_members = n_members

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "AbstractField", "Operator", "picked"]
+__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "OWN_LINEAR", "AbstractField", "Operator", "is_linear", "picked"]
 
 Operator = Sequence[Tensor]
 """The coefficients (c_0, c_1, c_2), or fewer, of a differential operator."""
-OWN, COUPLED, LINEAR, FREE = 0, 1, 2, -1
+OWN, COUPLED, LINEAR, OWN_LINEAR, FREE = 0, 1, 2, 3, -1
 
 
 class AbstractField(nn.Module):
@@ -55,11 +55,16 @@ class AbstractField(nn.Module):
 
     @abstractmethod
     def groups(self) -> Tensor:
-        """Returns the kind of each entry of a row of the readout, shape (P,).
+        """Returns the kind of each entry of the readout, shape (R, P).
 
-        0 for features of one coordinate alone, 1 for those that couple coordinates, 2 for the linear part, -1 for an
-        offset or level.
+        0 for features of one coordinate alone, 1 for those that couple coordinates, 2 for the part that is linear in other
+        coordinates, 3 for that in its own, -1 for an offset or level.
         """
+
+
+def is_linear(kinds: Tensor) -> Tensor:
+    """Tells which entries of a readout are of a linear part."""
+    return (kinds == LINEAR) | (kinds == OWN_LINEAR)
 
 
 def picked(values: Tensor, rows: Tensor | None, axis: int = 0) -> Tensor:

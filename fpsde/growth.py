@@ -76,9 +76,9 @@ class Growth(nn.Module):
         self.readout.copy_(values[0])
 
     def groups(self) -> Tensor:
-        """Returns the kind of each entry of the readout, shape (P,), as a drift does."""
-        kinds = torch.tensor([COUPLED, LINEAR, FREE], device=self.readout.device)
-        return kinds.repeat_interleave(torch.tensor([self.n_features, self.dim, 1], device=kinds.device))
+        """Returns the kind of each entry of the readout, shape (1, P), as a drift does."""
+        kinds = torch.tensor([[COUPLED, LINEAR, FREE]], device=self.readout.device)
+        return kinds.repeat_interleave(torch.tensor([self.n_features, self.dim, 1], device=kinds.device), 1)
 
 
 def multiplied(points: NDArray[np.float64], log_sizes: NDArray[np.float64],

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fpsde.conditioner import AbstractConditioner, LeaveOneOutConditioner, MaskedConditioner, random_weight
 from fpsde.drift import AbstractDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, Operator, picked
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, Operator, picked
 from fpsde.taylor import ACTIVATIONS, Series, to_derivatives
 
 __all__ = ["CONDITIONERS", "HollowNet"]
@@ -209,16 +209,15 @@ class HollowNet(AbstractDrift):
         return torch.cat([hidden * ones, linear * ones.new_ones(self.dim if self.linear else 0), ones.new_zeros(1)])
 
     def groups(self) -> Tensor:
-        """Returns the kind of each readout of a coordinate, shape (P,).
+        """Returns the kind of each entry of the readout, shape (d, P).
 
-        0 for features of x_i alone, 1 for those that couple coordinates, 2 for the linear part, -1 for the offset. Behind
-        more than one hidden layer all features count as coupling.
+        Behind more than one hidden layer all features count as coupling.
         """
-        features = torch.full((self.n_features,), COUPLED)
+        features = torch.full((self.dim, self.n_features), COUPLED)
         if len(self.shifts) == 1:
-            features[:self.n_features if self.dim == 1 else self.n_own] = OWN
-        linear = torch.full((self.dim if self.linear else 0,), LINEAR)
-        return torch.cat([features, linear, torch.tensor([FREE])]).to(self.offset.device)
+            features[:, :self.n_features if self.dim == 1 else self.n_own] = OWN
+        linear = torch.full((self.dim, self.dim if self.linear else 0), LINEAR).fill_diagonal_(OWN_LINEAR)
+        return torch.cat([features, linear, torch.full((self.dim, 1), FREE)], 1).to(self.offset.device)
 
     def _flatten(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if x.shape[-1] != self.dim:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion, KnownDiffusion
 from fpsde.evidence import explain
-from fpsde.field import FREE, LINEAR
+from fpsde.field import FREE, LINEAR, OWN_LINEAR, is_linear
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
@@ -191,15 +191,14 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     model, drift = equations.model, equations.model.drift
     fitted, readout = model.diffusion, drift.get_readout()
     (spreading, spread), noise = equations.spreading(), equations.noise()
-    labels = kinds(drift)
-    groups = priors(equations.transport, labels)
+    groups = priors(equations.transport, drift)
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
-    free = [kind in (LINEAR, FREE) for kind in labels.unique().tolist()]
-    whole = [path_error(noise), *(prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE) if is_free
-                                  else prior for is_free, (_, prior) in zip(free, groups, strict=True))]
+    whole = [path_error(noise), *(
+        group.prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE)
+        if group.kind in (LINEAR, OWN_LINEAR, FREE) else group.prior for group in groups)]
     start = explain(equations.unmoved() - spread, noise, whole)
     allowed = 1 + start.variances[0]
-    kernels = [variance * prior.kernel for variance, (_, prior) in zip(start.variances[1:], groups, strict=True)]
+    kernels = [variance * group.prior.kernel for variance, group in zip(start.variances[1:], groups, strict=True)]
     bent = torch.stack(kernels).sum(0)
     misfit = []
     for scale in SCALES:
@@ -213,7 +212,7 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     model.diffusion = fitted
     if drift.dim == 1 or learned_potential(drift) is not None:
         return misfit, 0.0
-    if not bool((labels == LINEAR).any()) or drift.dim > MAX_TURNING_DIM:
+    if not bool(is_linear(kinds(drift)).any()) or drift.dim > MAX_TURNING_DIM:
         return misfit, math.nan
     return misfit, _turning_error(equations, spreading, allowed * noise)
 
@@ -229,7 +228,7 @@ def _turning_error(equations: MomentEquations, spreading: Tensor, covariance: Te
     """
     drift, diffusion = equations.model.drift, equations.model.diffusion
     dim, root = drift.dim, torch.linalg.inv(torch.linalg.cholesky(covariance))
-    linear, level = (kinds(drift) == LINEAR) | (kinds(drift) == FREE), kinds(diffusion) == FREE
+    linear, level = is_linear(kinds(drift)) | (kinds(drift) == FREE), kinds(diffusion) == FREE
 
     def free(transport: Tensor, spreading: Tensor) -> Tensor:
         """The columns of matrix, offset and level of noise, shape (..., U)."""

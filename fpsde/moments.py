@@ -362,4 +362,4 @@ def by_unknown(derivative: Tensor, field: AbstractField) -> Tensor:
 
 def kinds(field: AbstractField) -> Tensor:
     """Returns the kind of each unknown of a field, shape (U,)."""
-    return field.groups().repeat(len(field.get_readout()))
+    return field.groups().flatten()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fpsde.drift import AbstractDrift, PriorDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, Operator, picked
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, Operator, is_linear, picked
 from fpsde.taylor import tanh, to_derivatives
 
 __all__ = ["GradientDrift", "learned_potential"]
@@ -121,14 +121,16 @@ class GradientDrift(AbstractDrift):
         return [self.readout]
 
     def penalty(self, hidden: float, linear: float) -> Tensor:
-        penalty, kinds = torch.full_like(self.readout, hidden), self.groups()
-        penalty[kinds == LINEAR], penalty[kinds == FREE] = linear, 0.0
+        penalty, kinds = torch.full_like(self.readout, hidden), self.groups()[0]
+        penalty[is_linear(kinds)], penalty[kinds == FREE] = linear, 0.0
         return penalty
 
     def groups(self) -> Tensor:
-        counts = self.n_own, self.n_features - self.n_own, len(self.readout) - self.n_features - self.dim, self.dim
-        kinds = torch.tensor([OWN, COUPLED, LINEAR, FREE], device=self.readout.device)
-        return kinds.repeat_interleave(torch.tensor(counts, device=kinds.device))
+        i, j, _ = self._pairs()
+        kinds = torch.full_like(self.readout, COUPLED, dtype=torch.long)
+        kinds[:self.n_own], kinds[-self.dim:] = OWN, FREE
+        kinds[self.n_features:-self.dim] = torch.where(i == j, OWN_LINEAR, LINEAR)
+        return kinds[None]
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """The weights of the features, the symmetric matrix A and l, all in the unit of V."""

@@ -12,31 +12,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fpsde.evidence import Component, Explained, condensed, explain
-from fpsde.field import FREE, AbstractField
+from fpsde.field import FREE, OWN, OWN_LINEAR, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
 from fpsde.train import Offer, State, restoring
 
-__all__ = ["coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
+__all__ = ["Group", "coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments"]
 
 LARGEST_CHANGE = 0.5
 # Of the correction for chance in the matrix, in squared sampling errors a coordinate.
 LARGEST_CORRECTION = 2.5
+# Coordinates that have a group each for the features of their own: each group costs a matrix of all equations.
+MOST_APART = 10
 
-# Variances where the search for the evidence starts: first it is believed that the drift bends and the noise is even.
-DRIFT_START, DIFFUSION_START, UNKNOWN = 100.0, 1e-4, 1e4
-# Noise is expected to vary by some tens of per cent: bends of it and of the drift look much alike in the marginals.
-DRIFT_MOST, DIFFUSION_MOST = 1e6, 0.01
-# Growth is expected to be slight, a doubling or so in all: what motion explains is motion.
-GROWTH_START, GROWTH_MOST = 0.01, 100.0
+UNKNOWN = 1e4
 PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
 ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
+
+
+class Bends(NamedTuple):
+    """What is believed of the readout of a field before the data speak."""
+
+    start: float
+    """Variance where the search for the evidence starts."""
+    most: float
+    """Largest variance."""
+    most_own_linear: float
+    """The same of the part of a coordinate that is linear in itself."""
+
+
+# First it is believed that the drift bends and the noise is even.
+DRIFT = Bends(100.0, 1e6, 1e6)
+# Noise is expected to vary by some tens of per cent, and more in proportion to its own coordinate: other bends of it and of
+# the drift look much alike in the marginals.
+NOISE = Bends(1e-4, 0.01, 0.1)
+# Growth is expected to be slight, a doubling or so in all: what motion explains is motion.
+GROWTH = Bends(0.01, 100.0, 100.0)
+
+
+class Group(NamedTuple):
+    """Unknowns that are believed to be of one size."""
+
+    kind: int
+    places: Tensor
+    prior: Component
 
 
 def path_error(noise: Tensor) -> Component:
@@ -44,39 +70,38 @@ def path_error(noise: Tensor) -> Component:
     return Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
 
 
-def priors(matrix: Tensor, labels: Tensor, start: float = DRIFT_START, most: float = DRIFT_MOST,
-           first: int = 0) -> list[tuple[Tensor, Component]]:
-    """Groups unknowns of one kind, those of a drift unless told otherwise.
+def priors(matrix: Tensor, field: AbstractField | Growth, bends: Bends = DRIFT, first: int = 0) -> list[Group]:
+    """Groups the unknowns of one field.
 
     Arguments:
-        matrix: derivative of the equations by the unknowns, shape (rows, U).
-        labels: the kind of each unknown, shape (U,).
-        start: variance where the search starts.
-        most: largest variance.
+        matrix: derivative of the equations by its unknowns, shape (rows, U).
+        field: whose unknowns they are.
+        bends: what is believed of them.
         first: place of the first unknown.
-
-    Returns:
-        The places of each group and its prior.
     """
-    groups = []
-    for kind in labels.unique().tolist():
-        places = (labels == kind).nonzero()[:, 0]
-        part = matrix[:, places]
-        # A level is not shrunk: it is as free as UNKNOWN lets it be.
-        around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (start, most, 0.0)
-        groups.append((first + places, Component(part @ part.T, *around)))
+    kinds = field.groups()
+    coordinates = torch.arange(len(kinds), device=kinds.device)[:, None].expand_as(kinds).flatten()
+    kinds, groups = kinds.flatten(), []
+    for kind in kinds.unique().tolist():
+        places = (kinds == kind).nonzero()[:, 0]
+        # One coordinate may bend in itself where another is straight.
+        apart = kind == OWN and 1 < len(coordinates.unique()) <= MOST_APART
+        for part in [places[coordinates[places] == c] for c in coordinates.unique()] if apart else [places]:
+            kernel = matrix[:, part] @ matrix[:, part].T
+            most = bends.most_own_linear if kind == OWN_LINEAR else bends.most
+            # A level is not shrunk: it is as free as UNKNOWN lets it be.
+            around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (bends.start, most, 0.0)
+            groups.append(Group(kind, first + part, Component(kernel, *around)))
     return groups
 
 
-def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[tuple[Tensor, Component]]:
+def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[Group]:
     """Groups the unknowns of drift, diffusion and growth, in the order of the columns of their matrix, shape (rows, U)."""
-    drift, diffusion, growth = equations.model.drift, equations.model.diffusion, equations.model.growth
-    split = drift.get_readout().numel()
-    end = split + diffusion.get_readout().numel()
-    groups = [*priors(matrix[:, :split], kinds(drift)),
-              *priors(matrix[:, split:end], kinds(diffusion), DIFFUSION_START, DIFFUSION_MOST, split)]
-    if growth is not None:
-        groups += priors(matrix[:, end:], growth.groups(), GROWTH_START, GROWTH_MOST, end)
+    groups, first = [], 0
+    for field, bends in zip(equations.model.nets(), (DRIFT, NOISE, GROWTH), strict=False):
+        n = field.get_readout().numel()
+        groups += priors(matrix[:, first:first + n], field, bends, first)
+        first += n
     return groups
 
 
@@ -89,21 +114,21 @@ def present_readouts(model: FokkerPlanckLoss) -> tuple[Tensor, Tensor]:
     return values, centre
 
 
-def coefficients(matrix: Tensor, groups: list[tuple[Tensor, Component]], variances: Tensor, dual: Tensor) -> Tensor:
+def coefficients(matrix: Tensor, groups: Sequence[Group], variances: Tensor, dual: Tensor) -> Tensor:
     """Returns the unknowns that the evidence's dual stands for, shape (U,); those in no group are zero."""
     values = torch.zeros(matrix.shape[1:]).to(matrix)
-    for (places, _), variance in zip(groups, variances, strict=True):
-        values[places] = variance * (dual @ matrix[:, places])
+    for group, variance in zip(groups, variances, strict=True):
+        values[group.places] = variance * (dual @ matrix[:, group.places])
     return values
 
 
-def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, groups: list[tuple[Tensor, Component]],
+def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, groups: Sequence[Group],
                  variances: Tensor) -> Tensor:
     """What chance in the matrix adds to the solution: H^-1 c with H = A^T C^-1 A + V^-1, shape (U,)."""
     noise = (1 + variances[0]) * noise
     prior = torch.zeros(matrix.shape[1]).to(matrix)
-    for (places, _), variance in zip(groups, variances[1:], strict=True):
-        prior[places] = variance
+    for group, variance in zip(groups, variances[1:], strict=True):
+        prior[group.places] = variance
     added = prior * equations.chance(torch.linalg.inv(noise))
     # By the inverse of S = C + A V A^T, as few rows as there are equations.
     shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
@@ -142,7 +167,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         seen, told, error, rest = condensed(matrix, observed, noise)
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
-        explained = explain(told, error, [path_error(error), *(prior for _, prior in groups)],
+        explained = explain(told, error, [path_error(error), *(group.prior for group in groups)],
                             ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest)
         change = centre + coefficients(seen, groups, explained.variances[1:], explained.dual) - values
         if not left_over:

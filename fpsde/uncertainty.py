@@ -64,12 +64,12 @@ def _regression(equations: MomentEquations) -> tuple[Tensor, Tensor, Tensor]:
     noise, (values, centre) = equations.noise(), present_readouts(model)
     seen, told, error, rest = condensed(matrix, left + matrix @ (values - centre), noise)
     groups = prior_groups(equations, seen)
-    explained = explain(told, error, [path_error(error), *(prior for _, prior in groups)], rest=rest)
+    explained = explain(told, error, [path_error(error), *(group.prior for group in groups)], rest=rest)
     least = torch.cat([_least(model.drift, DRIFT_BENDS), _least(model.diffusion, NOISE_BENDS)])
     least = torch.cat([least, least.new_zeros(matrix.shape[1] - len(least))])
     variances = least.clone()
-    for (places, _), variance in zip(groups, explained.variances[1:], strict=True):
-        variances[places] = variance.clamp_min(least[places])
+    for group, variance in zip(groups, explained.variances[1:], strict=True):
+        variances[group.places] = variance.clamp_min(least[group.places])
     return matrix, (1 + explained.variances[0]) * noise, variances
 
 

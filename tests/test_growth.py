@@ -42,7 +42,7 @@ def test_columns_are_the_derivative(close):
     close(growth.source(x).mean(1), torch.zeros(4, dtype=torch.float64), 1e-12)
     gradient, = torch.autograd.grad(growth(x).sum(), growth.readout)
     close(gradient, growth.columns(x).sum((0, 1)), 1e-12)
-    assert growth.groups().shape == growth.readout.shape
+    assert growth.groups().shape == growth.get_readout().shape
 
 
 def test_residual_vanishes_with_the_rate_and_not_without():

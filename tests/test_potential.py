@@ -4,7 +4,7 @@ from test_drift import randomised
 
 from fpsde.coordinates import Coordinates
 from fpsde.drift import PriorDrift
-from fpsde.field import COUPLED, FREE, LINEAR, OWN
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
 from fpsde.potential import GradientDrift, learned_potential
@@ -40,7 +40,7 @@ def test_kinds_of_features():
     assert (seen[20:] == 4).all()
     # Those of one coordinate are spread over all.
     assert (drift.directions[:20] != 0).sum(0).tolist() == [5, 5, 5, 5]
-    assert [int((drift.groups() == kind).sum()) for kind in (OWN, COUPLED, LINEAR, FREE)] == [20, 20, 10, 4]
+    assert [int((drift.groups() == kind).sum()) for kind in (OWN, COUPLED, LINEAR, OWN_LINEAR, FREE)] == [20, 20, 6, 4, 4]
     assert (GradientDrift(1, 8).groups() != COUPLED).all()
 
 
