@@ -92,9 +92,8 @@ class FokkerPlanckSDE(FittedModel):
         compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
             drift free in time, those of the nets, unless functions are given. That takes a minute or two and changes the
             result by round-off; "auto" does so where a long fit gains more than that. It has not run on a GPU yet.
-        random_state: seed; on the CPU the same seed gives the same fit bit for bit, on any number of cores. Operations have
-            one thread there, or with OMP_WAIT_POLICY=passive in the environment as many as torch has, which changes the last
-            digits.
+        random_state: seed; on the CPU the same seed gives the same fit bit for bit, on any number of cores, unless with
+            OMP_WAIT_POLICY=passive in the environment operations have as many threads as torch.
         verbose: 0 for silence, 1 for progress.
 
     Attributes:
