@@ -66,7 +66,7 @@ class IdentificationConfig:
     collocation: tuple[int, int] = (32, 64)
     learning_rate: float = 2e-2
     solve: bool = True
-    held_out: float = 0.05
+    held_out: float = 0.1
     compile: bool | None = None
 
     def net_weights(self) -> LossWeights:

@@ -87,7 +87,8 @@ class FokkerPlanckSDE(FittedModel):
         conditioner: of the hollow nets, "leave-one-out" or "masked".
         hidden: widths of the nets' hidden layers.
         max_steps: training steps.
-        validation_fraction: share of each snapshot held out for monitoring.
+        validation_fraction: share of each snapshot held out, by which the best state of the path is chosen; if left out, 0.05,
+            and 0.1 where the drift is autonomous or a gradient.
         device: "auto", "cpu" or "cuda".
         compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
             drift free in time, those of the nets, unless functions are given. That takes a minute or two and changes the
@@ -123,7 +124,7 @@ class FokkerPlanckSDE(FittedModel):
                  diffusion: str | float | ArrayLike | Function = "state", drift_prior: Function | None = None,
                  positive: bool | Sequence[str | int] = False, growth: str | None = None,
                  conditioner: str = "leave-one-out", hidden: Sequence[int] = (64,), max_steps: int = 2000,
-                 validation_fraction: float = 0.05, device: str = "auto", compile: bool | str = "auto",
+                 validation_fraction: float | None = None, device: str = "auto", compile: bool | str = "auto",
                  random_state: Any = None, verbose: int = 0) -> None:
         self.n_components = n_components
         self.n_members = n_members
