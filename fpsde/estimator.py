@@ -87,8 +87,8 @@ class FokkerPlanckSDE(FittedModel):
         conditioner: of the hollow nets, "leave-one-out" or "masked".
         hidden: widths of the nets' hidden layers.
         max_steps: training steps.
-        validation_fraction: share of each snapshot held out, by which the best state of the path is chosen; if left out, 0.05,
-            and 0.1 where the drift is autonomous or a gradient.
+        validation_fraction: share of each snapshot held out, by which the best state of the path is chosen; if left out,
+            0.05, and 0.1 where the drift is autonomous or a gradient.
         device: "auto", "cpu" or "cuda".
         compile: whether steps are compiled by torch.compile, on a GPU with CUDA graphs: those that train the path and, of a
             drift free in time, those of the nets, unless functions are given. That takes a minute or two and changes the
