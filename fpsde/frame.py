@@ -170,11 +170,6 @@ class TestFunctions:
         if dim <= 2:
             # Half of them turn twice as fast: a cloud of two narrow parts has detail that its whole width does not show.
             self.waves[1::2] *= 2
-        if dim == 2:
-            # Half of them turn along one coordinate: what bends in itself alone is seen more sharply by these.
-            place = torch.arange(n_waves, device=device)
-            along = torch.nn.functional.one_hot(place // 4 % 2, 2) * self.waves.norm(dim=1, keepdim=True)
-            self.waves = torch.where((place % 4 < 2)[:, None], along, self.waves)
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
         pairs = torch.triu_indices(dim, dim, device=device)
         if pairs.shape[1] > MAX_PRODUCTS:
