@@ -9,6 +9,7 @@ from torch.quasirandom import SobolEngine
 
 from fpsde import moments, readouts
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.frame import NODES, MovingFrame, TestFunctions, lobatto
 from fpsde.growth import Growth
@@ -214,6 +215,22 @@ def test_a_linear_drift_and_even_noise_are_found():
     # Of the drift: features of the first and of the second coordinate, those of both, linear in the other and in their own.
     *bends, other, own = explained.variances[2:7]
     assert max(bends) < 0.01 * min(other, own)
+
+
+@pytest.mark.parametrize(("dim", "own"), [(2, 2), (11, 1)])
+def test_unknowns_are_grouped_by_what_is_believed_of_them(dim, own):
+    """Each once; what a coordinate has of its own apart, as long as coordinates are few."""
+    drift, diffusion = (HollowNet(dim, hidden=(8,), time=False, own_share=0.5) for _ in range(2))
+    diffusion = StateDiffusion(diffusion, torch.ones(dim))
+    n = drift.get_readout().numel()
+    for field, bends, first in ((drift, readouts.DRIFT, 0), (diffusion, readouts.NOISE, n)):
+        groups = readouts.priors(torch.randn(3, n), field, bends, first)
+        kinds = [group.kind for group in groups]
+        assert kinds == [FREE, *[OWN] * own, COUPLED, LINEAR, OWN_LINEAR]
+        assert torch.cat([group.places for group in groups]).sort().values.tolist() == list(range(first, first + n))
+        assert groups[-1].prior.most == bends.most_own_linear
+        assert len(groups[-1].places) == dim
+    assert {place // (n // dim) for place in (groups[1].places - n).tolist()} == set(range(1 if own > 1 else dim))
 
 
 def test_a_correction_for_chance_is_cut_short_where_it_is_larger_than_its_bound(monkeypatch, close):
