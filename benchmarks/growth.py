@@ -60,7 +60,9 @@ def measure(points: int, growth: str | None, steps: int, seed: int) -> dict[str,
              "noise": relative_error(model.diffusion(x, 0.0), np.broadcast_to(NOISE, x.shape))}
     if growth is not None:
         learned, true = (values - values.mean() for values in (model.growth(x), rate(x)))
-        found |= {"rate": relative_error(learned, true), "correlation": float(np.corrcoef(learned, true)[0, 1])}
+        # A rate that is the same everywhere goes with nothing.
+        correlation = float(np.corrcoef(learned, true)[0, 1]) if learned.any() else 0.0
+        found |= {"rate": relative_error(learned, true), "correlation": correlation}
     return found
 
 
