@@ -161,6 +161,8 @@ def main() -> None:
     parser.add_argument("--lotka-volterra", type=Path, default=SHARED / "lv.npz")
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.snapshots < 5:
+        parser.error("--snapshots must be at least 5: forecasts start from the second and from the last one fitted")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="simulating from")
     suites: dict[str, tuple[Callable[[argparse.Namespace], list[str]], dict[str, int]]] = {

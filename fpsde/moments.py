@@ -276,10 +276,10 @@ class MomentEquations:
         parts = []
         for end in ends:
             tests = end.tests(x)
-            changed = (tests.along(f) + 0.5 * tests.spread(a))[0]
+            values, changed = tests.values[0], (tests.along(f) + 0.5 * tests.spread(a))[0]
             if growth is not None:
-                changed = changed + growth.source(points)[0, :, None].double() * _centred(tests.values[0])
-            parts.append(end.sign * tests.values[0] - end.half * changed)
+                changed = changed + growth.source(points)[0, :, None].double() * _centred(values)
+            parts.append(end.sign * values - end.half * changed)
         return _centred(torch.cat(parts, -1))
 
     def sampled(self) -> Iterator[Sampled]:

@@ -193,7 +193,7 @@ def test_some_points_at_a_time_are_as_good_as_all(monkeypatch):
     # With a few columns of two coordinates each, not even the 100 points of a snapshot are taken at once.
     monkeypatch.setattr(moments, "AT_ONCE", 500)
     for some, every in zip(computed(), whole, strict=True):
-        torch.testing.assert_close(some, every, rtol=1e-8, atol=1e-11)
+        torch.testing.assert_close(some, every, rtol=1e-9, atol=1e-12)
 
 
 def test_a_linear_drift_and_even_noise_are_found():
