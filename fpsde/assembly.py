@@ -19,13 +19,14 @@ from fpsde.coordinates import Coordinates
 from fpsde.covariance import LowRankCovariance
 from fpsde.density import GaussianMixturePath
 from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffusion, KnownDiffusion, StateDiffusion
-from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.drift import AbstractDrift, PriorDrift, learned
 from fpsde.ensemble import Member
 from fpsde.files import FileError
 from fpsde.given import Function, GivenField, given_fields
 from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
-from fpsde.potential import GradientDrift, learned_potential
+from fpsde.library import LibraryDrift
+from fpsde.potential import GradientDrift
 from fpsde.sde import FittedSDE
 
 __all__ = ["build_members", "check_fitted", "check_functions", "check_header", "describe_members", "plain_parameters",
@@ -37,6 +38,7 @@ HEADER = {"parts", "fitted"}
 ENSEMBLE = {"functions", "members"}
 PARTS = {"drift", "drift_kind", "diffusion", "functions", "growth", "density"}
 FITTED = {"parameters", "names", "named", "times", "counts", "history", "summary", "written_by"}
+DRIFTS: dict[str, type[AbstractDrift]] = {"hollow": HollowNet, "library": LibraryDrift, "gradient": GradientDrift}
 LONGEST = 300
 FASTEST, SLOWEST = 1e-6, 1.0
 
@@ -54,7 +56,7 @@ def _describe_parts(sde: FittedSDE, density: GaussianMixturePath) -> tuple[dict[
     diffusion = sde.diffusion
     header: dict[str, Any] = {
         "drift": sde.drift.settings,
-        "drift_kind": "hollow" if learned_potential(sde.drift) is None else "gradient",
+        "drift_kind": next(name for name, kind in DRIFTS.items() if type(learned(sde.drift)) is kind),
         "diffusion": {"kind": {KnownDiffusion: "known", FunctionDiffusion: "function", ConstantDiffusion: "constant",
                                StateDiffusion: "state"}[type(diffusion)]},
         "functions": ["drift_prior"] * isinstance(sde.drift, PriorDrift)
@@ -201,12 +203,11 @@ def _try_out(density: GaussianMixturePath) -> None:
 
 
 def _build_drift(header: dict[str, Any], prior: GivenField | None) -> AbstractDrift:
-    kinds: dict[str, type[AbstractDrift]] = {"hollow": HollowNet, "gradient": GradientDrift}
     kind = header.get("drift_kind", "hollow")
-    if kind not in kinds:
+    if kind not in DRIFTS:
         raise ValueError(f"unknown kind of drift {kind!r}")
-    learned = kinds[kind](**header["drift"])
-    return learned if prior is None else PriorDrift(learned, prior)
+    drift = DRIFTS[kind](**header["drift"])
+    return drift if prior is None else PriorDrift(drift, prior)
 
 
 def _build_diffusion(header: dict[str, Any], dim: int, given: GivenField | None) -> AbstractDiffusion:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fpsde.field import AbstractField, Operator, picked
 from fpsde.given import GivenField
 
-__all__ = ["AbstractDrift", "PriorDrift"]
+__all__ = ["AbstractDrift", "PriorDrift", "learned"]
 
 
 class AbstractDrift(AbstractField):
@@ -85,3 +85,8 @@ class PriorDrift(AbstractDrift):
 
     def groups(self) -> Tensor:
         return self.learned.groups()
+
+
+def learned(drift: AbstractDrift) -> AbstractDrift:
+    """Returns the part of a drift that is learned."""
+    return drift.learned if isinstance(drift, PriorDrift) else drift

@@ -13,12 +13,13 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["NOTHING", "Component", "Explained", "Rest", "condensed", "explain"]
+__all__ = ["NOTHING", "Component", "Explained", "Rest", "Trial", "condensed", "explain", "explain_sparingly"]
 
 # A variance that no longer matters may halve for ever.
 SETTLED, NOUGHT = 1e-3, 1e-9
@@ -62,6 +63,15 @@ class Explained(NamedTuple):
     misfit: float
     """Square of what is left, in units of all noise, over the degrees of freedom that are left."""
     log_evidence: float
+
+
+class Trial(NamedTuple):
+    """Components that there may be or not."""
+
+    order: Sequence[int]
+    """Their places, in the order in which it is tried to do without them."""
+    proof: float
+    """By how much all that are left out would have to raise the log evidence to be kept."""
 
 
 def condensed(matrix: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Rest]:
@@ -133,6 +143,45 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
     left_over = float((torch.cholesky_inverse(now.factor) * whole).sum()) + rest.number
     square = float(now.dual @ whole @ now.dual) + rest.square / now.level
     return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
+
+
+def explain_sparingly(observed: Tensor, noise: Tensor, components: list[Component], trials: Sequence[Trial],
+                      rounds: int = 60, rest: Rest = NOTHING) -> Explained:
+    """Finds the variances of most evidence without the components that the data do not clearly ask for.
+
+    By chance alone a variance comes out positive every other time. So components are left out one after the other, as long
+    as the evidence without them is near enough to the largest one found; the variances of those are zero.
+
+    Arguments:
+        observed: y, shape (n,).
+        noise: C, shape (n, n), positive definite.
+        components: the groups and any further noise.
+        trials: which may be left out, one trial after the other.
+        rounds: updates at most, for each choice of components.
+        rest: as :func:`explain` takes it.
+    """
+    kept = list(range(len(components)))
+
+    def without(left_out: Sequence[int]) -> tuple[list[int], Explained]:
+        places = [k for k in kept if k not in left_out]
+        found = explain(observed, noise, [components[k] for k in places], rounds, rest)
+        variances = torch.zeros(len(components)).to(observed)
+        variances[places] = found.variances
+        return places, found._replace(variances=variances)
+
+    _, now = without(())
+    for trial in trials:
+        most = now.log_evidence
+        for k in trial.order:
+            if now.variances[k] < NOUGHT:
+                kept.remove(k)
+                continue
+            places, then = without([k])
+            most = max(most, then.log_evidence)
+            if then.log_evidence >= most - trial.proof:
+                kept, now = places, then
+    only = torch.zeros_like(now.variances).index_fill(0, torch.tensor(kept, device=observed.device), 1.0)
+    return now._replace(variances=only * now.variances)
 
 
 class _State(NamedTuple):

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["COUPLED", "FREE", "LINEAR", "OWN", "OWN_LINEAR", "AbstractField", "Operator", "is_linear", "picked"]
+__all__ = ["ADDITIVE", "COUPLED", "CUBE", "FREE", "LIBRARY", "LINEAR", "OWN", "OWN_LINEAR", "PRODUCT", "AbstractField",
+           "Operator", "is_linear", "picked"]
 
 Operator = Sequence[Tensor]
 """The coefficients (c_0, c_1, c_2), or fewer, of a differential operator."""
-OWN, COUPLED, LINEAR, OWN_LINEAR, FREE = 0, 1, 2, 3, -1
+FREE, OWN_LINEAR, LINEAR, CUBE, PRODUCT, OWN, ADDITIVE, COUPLED = range(8)
+LIBRARY = (CUBE, PRODUCT, ADDITIVE)
 
 
 class AbstractField(nn.Module):
@@ -55,10 +57,11 @@ class AbstractField(nn.Module):
 
     @abstractmethod
     def groups(self) -> Tensor:
-        """Returns the kind of each entry of the readout, shape (R, P).
+        """Returns the kind of each entry of the readout, shape (R, P), the simpler the lower.
 
-        0 for features of one coordinate alone, 1 for those that couple coordinates, 2 for the part that is linear in other
-        coordinates, 3 for that in its own, -1 for an offset or level.
+        0 for an offset or level, 1 for what is linear in its own coordinate, 2 for that in others, 3 for its own cube, 4
+        for products of two, 5 for features of its own coordinate, 6 for other functions of single ones, 7 for features
+        that couple coordinates.
         """
 
 

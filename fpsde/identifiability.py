@@ -34,7 +34,7 @@ from torch import Tensor
 
 from fpsde.diffusion import AbstractDiffusion, AbstractKnownDiffusion, KnownDiffusion
 from fpsde.evidence import explain
-from fpsde.field import FREE, LINEAR, OWN_LINEAR, is_linear
+from fpsde.field import FREE, LINEAR, is_linear
 from fpsde.fokker_planck import FokkerPlanckLoss, LossWeights, excess_velocity
 from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
@@ -195,7 +195,7 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
     whole = [path_error(noise), *(
         group.prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE)
-        if group.kind in (LINEAR, OWN_LINEAR, FREE) else group.prior for group in groups)]
+        if group.kind <= LINEAR else group.prior for group in groups)]
     start = explain(equations.unmoved() - spread, noise, whole)
     allowed = 1 + start.variances[0]
     kernels = [variance * group.prior.kernel for variance, group in zip(start.variances[1:], groups, strict=True)]

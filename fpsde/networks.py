@@ -16,6 +16,7 @@ from fpsde.diffusion import AbstractDiffusion, ConstantDiffusion, FunctionDiffus
 from fpsde.drift import AbstractDrift, PriorDrift
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
+from fpsde.library import LibraryDrift
 from fpsde.potential import GradientDrift
 from fpsde.snapshots import Snapshots, mean_and_variance
 
@@ -23,6 +24,9 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
+# Coordinates up to which a drift has a library, and one with all products; the bends of each, and of all together.
+LIBRARY_COORDINATES, PRODUCT_COORDINATES = 20, 10
+LIBRARY_BENDS, LIBRARY_FUNCTIONS = 16, 160
 
 
 def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
@@ -44,6 +48,10 @@ def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
     if c.drift == "gradient":
         metric = (2 * coordinates.scale.log().mean()).exp() / coordinates.scale.square()
         drift = GradientDrift(data.dim, c.hidden[-1] * min(data.dim, POTENTIAL_COORDINATES), metric.float())
+    elif c.drift == "autonomous" and c.solve and data.dim <= LIBRARY_COORDINATES:
+        # Of a single coordinate, the net's own features bend it already.
+        bends = min(LIBRARY_BENDS, LIBRARY_FUNCTIONS // data.dim) if data.dim > 1 else 0
+        drift = LibraryDrift(bends, data.dim <= PRODUCT_COORDINATES, **new)
     else:
         drift = HollowNet(**new)
     if "drift_prior" in given:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fpsde.drift import AbstractDrift, PriorDrift
+from fpsde.drift import AbstractDrift, learned
 from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, Operator, is_linear, picked
 from fpsde.taylor import tanh, to_derivatives
 
@@ -156,8 +156,8 @@ class GradientDrift(AbstractDrift):
 
 def learned_potential(drift: AbstractDrift) -> GradientDrift | None:
     """Returns the part of a drift that is learned as a gradient, if it is."""
-    learned = drift.learned if isinstance(drift, PriorDrift) else drift
-    return learned if isinstance(learned, GradientDrift) else None
+    part = learned(drift)
+    return part if isinstance(part, GradientDrift) else None
 
 
 def _log_cosh(z: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fpsde.evidence import condensed, explain
-from fpsde.field import FREE, AbstractField
+from fpsde.field import FREE, LIBRARY, AbstractField
 from fpsde.moments import MomentEquations, columns_at, kinds
 from fpsde.readouts import path_error, present_readouts, prior_groups
 
@@ -74,9 +74,13 @@ def _regression(equations: MomentEquations) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _least(field: AbstractField, bends: float) -> Tensor:
-    """The least variance of each unknown of a field, shape (U,); a level is as free as it is in the fit."""
+    """The least variance of each unknown of a field, shape (U,).
+
+    A level is as free as it is in the fit, and so is a library: with their own features fields may bend anyhow.
+    """
     labels = kinds(field)
-    return torch.where(labels == FREE, 0.0, bends).double()
+    as_fitted = torch.isin(labels, torch.tensor([FREE, *LIBRARY], device=labels.device))
+    return torch.where(as_fitted, 0.0, bends).double()
 
 
 def _deviation(field: AbstractField, x: Tensor, variances: Tensor, told: Tensor) -> Tensor:

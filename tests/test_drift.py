@@ -11,6 +11,7 @@ from fpsde.field import FREE, is_linear
 from fpsde.fokker_planck import residual
 from fpsde.given import GivenField
 from fpsde.hollow import HollowNet
+from fpsde.library import LibraryDrift
 from fpsde.potential import GradientDrift
 
 DIM = 3
@@ -35,11 +36,12 @@ def build(kind):
     return randomised({
         "hollow": lambda: HollowNet(DIM, hidden=(6,), time=True), "gradient": lambda: GradientDrift(DIM, 10, metric),
         "mean": lambda: MeanDrift([PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior) for _ in range(3)]),
+        "library": lambda: LibraryDrift(3, True, dim=DIM, hidden=(6,), time=True),
         "prior": lambda: PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior),
         "gradient and prior": lambda: PriorDrift(GradientDrift(DIM, 10, metric), prior)}[kind]())
 
 
-@pytest.fixture(params=["hollow", "gradient", "prior", "gradient and prior", "mean"])
+@pytest.fixture(params=["hollow", "gradient", "library", "prior", "gradient and prior", "mean"])
 def drift(request):
     return build(request.param)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpsde.evidence import NOTHING, Component, condensed, explain
+from fpsde.evidence import NOTHING, Component, Trial, condensed, explain, explain_sparingly
 
 
 def regression(seed=0, n=120):
@@ -72,3 +72,50 @@ def test_as_many_observations_as_coefficients_say_the_same(close):
     assert len(told) == 20
     for dense, short in zip(*found, strict=True):
         close(short, dense, 1e-7)
+
+
+NOISE = torch.eye(120, dtype=torch.float64)
+# Noise as it was said to be.
+STATED = Component(NOISE, 0.0, 0.0, noise=True)
+
+
+def nested(seed):
+    """What a group explains, another that says nearly the same, and one that says nothing; under unit noise."""
+    a, b, _, y = regression(seed)
+    other = a + 0.3 * torch.randn(a.shape, generator=torch.Generator().manual_seed(seed + 100), dtype=torch.float64)
+    return y, [STATED, *(Component(m @ m.T, 1.0, 1e6) for m in (a, other, b))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_evidence_does_not_clearly_ask_for_is_left_out(seed):
+    y, components = nested(seed)
+    found = explain_sparingly(y, NOISE, components, [Trial((3, 2, 1), 3.0)])
+    assert found.variances[1] > 0.3
+    assert found.variances[2:].tolist() == [0.0, 0.0]
+    assert found.log_evidence >= explain(y, NOISE, components).log_evidence - 3
+    alone = explain(y, NOISE, components[:2])
+    assert found.log_evidence == pytest.approx(alone.log_evidence, abs=1e-3)
+    torch.testing.assert_close(found.dual, alone.dual, rtol=1e-3, atol=1e-3)
+
+
+def test_of_two_that_say_nearly_the_same_the_one_tried_later_stays(close):
+    y, components = nested(0)
+    found = explain_sparingly(y, NOISE, components, [Trial((3, 1), 1e3)])
+    assert found.variances[1] == found.variances[3] == 0
+    assert found.variances[2] > 0.3
+    assert not explain_sparingly(y, NOISE, components, [Trial((1, 3, 2), 1e3)]).variances.any()
+    close(explain_sparingly(y, NOISE, components, []).variances, explain(y, NOISE, components).variances, 1e-12)
+
+
+def test_proof_is_asked_for_all_that_is_left_out_together():
+    """Two that raise the evidence by less than the proof each, and by more together."""
+    a, b, _, _ = regression(5)
+    generator = torch.Generator().manual_seed(6)
+    w, e = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (20, 120))
+    y, components = 0.4 * torch.cat([a, b], 1) @ w + e, [STATED, *(Component(m @ m.T, 0.1, 1e6) for m in (a, b))]
+    both, one, none = (explain(y, NOISE, components[:k]).log_evidence for k in (3, 2, 1))
+    proof = 0.5 * (max(both - one, one - none) + both - none)
+    assert min(both - one, one - none) > 1
+    assert (explain_sparingly(y, NOISE, components, [Trial((2, 1), proof)]).variances > 0).tolist() == [False, True, False]
+    apart = explain_sparingly(y, NOISE, components, [Trial((2,), proof), Trial((1,), proof)])
+    assert not apart.variances.any()

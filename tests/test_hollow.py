@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fpsde import HollowNet
-from fpsde.field import OWN_LINEAR
+from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR
 from fpsde.hollow import CONDITIONERS
 from fpsde.taylor import to_derivatives
 
@@ -253,8 +253,10 @@ def test_time_features_are_those_of_files_that_were_written(device):
 
 
 @pytest.mark.parametrize(("dim", "hidden", "linear", "kinds"), [
-    (1, (4,), True, [0, 0, 0, 0, 3, -1]), (2, (4,), True, [0, 1, 1, 1, 3, 2, -1]), (2, (4,), False, [0, 1, 1, 1, -1]),
-    (1, (3, 2), True, [1, 1, 3, -1])])
+    (1, (4,), True, [*[OWN] * 4, OWN_LINEAR, FREE]),
+    (2, (4,), True, [OWN, *[COUPLED] * 3, OWN_LINEAR, LINEAR, FREE]),
+    (2, (4,), False, [OWN, *[COUPLED] * 3, FREE]),
+    (1, (3, 2), True, [COUPLED, COUPLED, OWN_LINEAR, FREE])])
 def test_kinds_and_ridges_of_a_readout(dim, hidden, linear, kinds):
     net = HollowNet(dim, hidden=hidden, linear=linear, own_share=0.25)
     """Those of the first coordinate; in the others the linear part is their own at their own place."""
@@ -262,7 +264,7 @@ def test_kinds_and_ridges_of_a_readout(dim, hidden, linear, kinds):
     assert net.groups().shape == net.get_readout().shape
     own = (net.groups() == OWN_LINEAR).nonzero().tolist()
     assert own == ([[i, hidden[-1] + i] for i in range(dim)] if linear else [])
-    ridge = {0: 3.0, 1: 3.0, 2: 7.0, 3: 7.0, -1: 0.0}
+    ridge = {OWN: 3.0, COUPLED: 3.0, LINEAR: 7.0, OWN_LINEAR: 7.0, FREE: 0.0}
     assert net.penalty(3.0, 7.0).tolist() == [ridge[kind] for kind in kinds]
     assert [p.shape for p in net.readout_parameters()] == [(dim, hidden[-1]), *[(dim, dim)] * linear, (dim,)]
 

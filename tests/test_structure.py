@@ -17,7 +17,7 @@ LAYERS = [
     ["given", "density", "checkpoints", "reading"],
     ["drift"],
     ["growth", "hollow", "potential"],
-    ["diffusion", "mixture"],
+    ["diffusion", "library", "mixture"],
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble", "path"],
     ["config", "readouts", "assembly"],

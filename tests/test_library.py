@@ -1,0 +1,82 @@
+"""Laws of every drift are in test_drift.py; here is what is special about a library."""
+
+import numpy as np
+import pytest
+import torch
+
+from fpsde import FokkerPlanckSDE
+from fpsde.config import IdentificationConfig
+from fpsde.coordinates import Coordinates
+from fpsde.field import ADDITIVE, COUPLED, CUBE, FREE, LINEAR, OWN, OWN_LINEAR, PRODUCT
+from fpsde.hollow import HollowNet
+from fpsde.library import REACH, LibraryDrift
+from fpsde.networks import networks
+from fpsde.snapshots import Snapshots
+
+
+def library(dim=2, bends=0, products=True):
+    return LibraryDrift(bends, products, dim=dim, hidden=(4,), time=False, random_readout=False, own_share=0.5).double()
+
+
+def test_within_reach_it_holds_polynomials(close):
+    """The double well in the first coordinate, prey and predator in the second."""
+    drift = library()
+    values = torch.zeros_like(drift.get_readout())
+    # Products 11, 12, 22, then cubes of both; linear parts and the offset come last.
+    values[0, 3], values[0, -3] = -1.0, 1.0
+    values[1, 1], values[1, -2], values[1, -1] = 0.4, -0.7, 0.2
+    drift.set_readout(values)
+    x = REACH * (2 * torch.rand(50, 2, dtype=torch.float64) - 1)
+    a, b = x.T
+    f, slope, bend = drift.derivatives(torch.tensor(0.0), x, 2)
+    close(f, torch.stack([a - a**3, 0.4 * a * b - 0.7 * b + 0.2], -1), 1e-12)
+    close(slope, torch.stack([1 - 3 * a**2, 0.4 * a - 0.7], -1), 1e-12)
+    close(bend, torch.stack([-6 * a, torch.zeros_like(b)], -1), 1e-12)
+
+
+def test_far_out_it_grows_linearly_and_without_a_step():
+    drift = library(3, bends=2)
+    drift.set_readout(torch.randn(drift.get_readout().shape, dtype=torch.float64))
+    direction, t = torch.randn(20, 3, dtype=torch.float64), torch.tensor(0.0)
+    near, far, further = (drift(t, 1e3 * k * direction) for k in (1, 2, 3))
+    assert ((further - far) - (far - near)).abs().max() < 1e-3 * (far - near).abs().max()
+    edge = torch.tensor([[REACH, -REACH, 0.3]], dtype=torch.float64)
+    inner, outer = (drift.derivatives(t, edge * (1 + shift), 1) for shift in (-1e-9, 1e-9))
+    for a, b in zip(inner, outer, strict=True):
+        assert (a - b).abs().max() < 1e-6
+
+
+def test_kinds():
+    kinds = library(2, bends=1).groups().tolist()
+    net = [OWN, OWN, COUPLED, COUPLED]
+    assert kinds == [[PRODUCT] * 3 + [CUBE, ADDITIVE, ADDITIVE, ADDITIVE, *net, OWN_LINEAR, LINEAR, FREE],
+                     [PRODUCT] * 3 + [ADDITIVE, CUBE, ADDITIVE, ADDITIVE, *net, LINEAR, OWN_LINEAR, FREE]]
+    assert PRODUCT not in library(2, products=False).groups()
+
+
+@pytest.mark.parametrize(("dim", "drift", "products", "bends"), [
+    (1, "autonomous", 1, 0), (2, "autonomous", 3, 16), (10, "autonomous", 55, 16), (11, "autonomous", 0, 14),
+    (20, "autonomous", 0, 8), (21, "autonomous", None, None), (2, "time", None, None)])
+def test_which_drifts_have_one(dim, drift, products, bends):
+    rng = np.random.default_rng(0)
+    data = Snapshots.of(rng.standard_normal((20, dim)), np.repeat([0.0, 1.0], 10))
+    found, noise = networks(IdentificationConfig(drift=drift), Coordinates.of(data, (False,) * dim), data, {})
+    assert isinstance(noise.net, HollowNet)
+    if products is None:
+        assert isinstance(found, HollowNet)
+    else:
+        assert isinstance(found, LibraryDrift)
+        assert found.pairs.shape[1] == products
+        assert len(found.slopes) == bends
+
+
+def test_a_fit_with_one_is_saved_and_loaded(tmp_path):
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((90, 2)), np.repeat([0.0, 1.0, 2.0], 30)
+    model = FokkerPlanckSDE(2, drift="autonomous", max_steps=20, random_state=0).fit(x, t)
+    model.save(tmp_path / "model.fpsde")
+    again = FokkerPlanckSDE.load(tmp_path / "model.fpsde")
+    assert isinstance(again.sde_.drift, LibraryDrift)
+    np.testing.assert_array_equal(again.drift(x, t), model.drift(x, t))
+    np.testing.assert_array_equal(again.simulate(x[:5], [0.0, 1.0], random_state=1),
+                                  model.simulate(x[:5], [0.0, 1.0], random_state=1))
