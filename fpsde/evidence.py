@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -146,7 +146,7 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
 
 
 def explain_sparingly(observed: Tensor, noise: Tensor, components: list[Component], trials: Sequence[Trial],
-                      rounds: int = 60, rest: Rest = NOTHING) -> Explained:
+                      rounds: int = 60, rest: Rest = NOTHING, left_out: Collection[int] = ()) -> Explained:
     """Finds the variances of most evidence without the components that the data do not clearly ask for.
 
     By chance alone a variance comes out positive every other time. So components are left out one after the other, as long
@@ -159,29 +159,29 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: list[Componen
         trials: which may be left out, one trial after the other.
         rounds: updates at most, for each choice of components.
         rest: as :func:`explain` takes it.
+        left_out: components that are left out already.
     """
-    kept = list(range(len(components)))
+    kept = [k for k in range(len(components)) if k not in left_out]
 
-    def without(left_out: Sequence[int]) -> tuple[list[int], Explained]:
-        places = [k for k in kept if k not in left_out]
+    def without(place: int | None) -> tuple[list[int], Explained]:
+        places = [k for k in kept if k != place]
         found = explain(observed, noise, [components[k] for k in places], rounds, rest)
         variances = torch.zeros(len(components)).to(observed)
         variances[places] = found.variances
         return places, found._replace(variances=variances)
 
-    _, now = without(())
+    _, now = without(None)
     for trial in trials:
         most = now.log_evidence
         for k in trial.order:
             if now.variances[k] < NOUGHT:
-                kept.remove(k)
+                kept = [place for place in kept if place != k]
                 continue
-            places, then = without([k])
+            places, then = without(k)
             most = max(most, then.log_evidence)
             if then.log_evidence >= most - trial.proof:
                 kept, now = places, then
-    only = torch.zeros_like(now.variances).index_fill(0, torch.tensor(kept, device=observed.device), 1.0)
-    return now._replace(variances=only * now.variances)
+    return now._replace(variances=now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed))
 
 
 class _State(NamedTuple):

@@ -101,7 +101,7 @@ class LibraryDrift(AbstractDrift):
     def columns(self, t: Tensor, x: Tensor, operators: Sequence[Operator], rows: Tensor | None = None) -> list[Tensor]:
         terms = to_derivatives(self.functions(x.reshape(-1, self.dim), max(map(len, operators)) - 1, rows))
         learned = self.net.columns(t, x, operators, rows)
-        return [torch.cat([sum(c.T[:, :, None] * psi for c, psi in zip(operator, terms, strict=False)), net], -1)
+        return [torch.cat([_applied(operator, terms), net], -1)
                 for operator, net in zip(operators, learned, strict=True)]
 
     def get_readout(self) -> Tensor:
@@ -129,6 +129,11 @@ class LibraryDrift(AbstractDrift):
 
 def _product(series: Series, i: Tensor, j: Tensor) -> Series:
     return multiply([c[..., i] for c in series], [c[..., j] for c in series])
+
+
+def _applied(operator: Operator, terms: Sequence[Tensor]) -> Tensor:
+    first, *rest = (c.T[:, :, None] * psi for c, psi in zip(operator, terms, strict=False))
+    return sum(rest, first)
 
 
 def _alike(*parts: Tensor) -> list[Tensor]:

@@ -170,10 +170,13 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
     fields = equations.model.nets()
     split = fields[0].get_readout().numel()
     end = split + fields[1].get_readout().numel()
+    # Once: every trial is an evidence of its own. By then the linearisation is near, and there are rounds left to follow.
+    decisive, left_out = rounds // 2, frozenset[int]()
     if saved is not None:
         with restoring():
             # Whatever it says, no more rounds than there were to be, and one at least for what it returns.
             rounds = min(max(int(saved["rounds"]), 1), rounds)
+            left_out = frozenset(map(int, saved["left_out"]))
             for field, readout in zip(fields, saved["readouts"], strict=True):
                 field.set_readout(readout.reshape(field.get_readout().shape))
     for left_over in range(rounds - 1, -1, -1):
@@ -185,8 +188,11 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         seen, told, error, rest = condensed(matrix, observed, noise)
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
-        explained = explain_sparingly(told, error, [path_error(error), *(group.prior for group in groups)], trials(groups),
-                                      ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest)
+        explained = explain_sparingly(told, error, [path_error(error), *(group.prior for group in groups)],
+                                      trials(groups) if left_over == decisive else [],
+                                      ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
+        if left_over == decisive:
+            left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}
         change = centre + coefficients(seen, groups, explained.variances[1:], explained.dual) - values
         if not left_over:
             # Once: where chance is most of the matrix, repeated corrections would feed on each other.
@@ -200,10 +206,10 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
             field.set_readout(part.view_as(field.get_readout()))
         if offer is not None and left_over:
-            offer(partial(_solution, fields, left_over))
+            offer(partial(_solution, fields, left_over, left_out))
     return explained
 
 
-def _solution(fields: Sequence[AbstractField | Growth], rounds: int) -> State:
+def _solution(fields: Sequence[AbstractField | Growth], rounds: int, left_out: frozenset[int]) -> State:
     """What the rounds so far have found, and how many are left."""
-    return {"rounds": rounds, "readouts": [field.get_readout() for field in fields]}
+    return {"rounds": rounds, "left_out": sorted(left_out), "readouts": [field.get_readout() for field in fields]}
