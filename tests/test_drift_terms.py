@@ -76,7 +76,7 @@ def test_what_is_known_is_kept_by_a_drift_free_in_time():
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_a_potential_is_found_and_helps():
+def test_a_potential_is_found():
     x, t = double_well_snapshots(400, np.linspace(0, 3, 6))
     errors = {}
     for drift in ("gradient", "autonomous"):
@@ -92,8 +92,8 @@ def test_a_potential_is_found_and_helps():
         else:
             with pytest.raises(ValueError, match="has no potential: fit with drift='gradient'"):
                 model.potential(x)
-    assert errors["gradient"] < 0.3
-    assert errors["gradient"] < errors["autonomous"]
+    # Without any of the assumption the cubes of a library find it as well.
+    assert max(errors.values()) < 0.2
 
 
 def test_known_noise_in_proportion_to_the_state():
