@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from fpsde.diffusion import StateDiffusion
+from fpsde.ensemble import MeanDiffusion
 from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
+from fpsde.field import ADDITIVE, COUPLED, CUBE, LINEAR, OWN, OWN_LINEAR, PRODUCT, AbstractField
 
 __all__ = ["describe"]
+
+WORDS = {OWN_LINEAR: "what is linear in the coordinate itself", LINEAR: "what is linear in others", CUBE: "its cube",
+         PRODUCT: "products of two", OWN: "bends of its own", ADDITIVE: "bends of others by themselves",
+         COUPLED: "functions of several together"}
+# Of a readout, in the fit's own units: what is smaller is as good as not there.
+SLIGHT = 1e-3
 
 
 def describe(model: FokkerPlanckSDE) -> str:
@@ -31,6 +40,10 @@ def describe(model: FokkerPlanckSDE) -> str:
         f"held-out log-likelihood per point {model.summary_['held_out_likelihood']:.4f}, mean squared residual "
         f"{model.summary_['residual']:.3g}",
         f"noise at the centre of the data {noise}"]
+    if parameters["drift"] != "time":
+        lines.append(f"found in the drift: {_made_of(model.sde_.drift)}")
+        if isinstance(model.sde_.diffusion, (StateDiffusion, MeanDiffusion)):
+            lines.append(f"found in the noise, beside its level: {_made_of(model.sde_.diffusion)}")
     if model.summary_.get("path_error", 0.0) > MOST_PATH_ERROR:
         lines.append(unexplained(model.summary_["path_error"]))
     if "density_ratio" in model.summary_:
@@ -39,3 +52,10 @@ def describe(model: FokkerPlanckSDE) -> str:
         lines.append(f"the SDE does not follow its own density: {found}; more steps or points may help" if ratio > allowed
                      else f"the SDE follows its own density as far as chance lets see: {found}")
     return "\n".join(lines)
+
+
+def _made_of(field: AbstractField) -> str:
+    """Which kinds of terms the evidence left in a field."""
+    kinds, values = field.groups(), field.get_readout().abs()
+    there = [word for kind, word in WORDS.items() if bool((values[kinds == kind] > SLIGHT).any())]
+    return ", ".join(there) or "nothing"

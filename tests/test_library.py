@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from problems import ROTATION
 
 from fpsde import FokkerPlanckSDE
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
+from fpsde.description import describe
 from fpsde.field import ADDITIVE, COUPLED, CUBE, FREE, LINEAR, OWN, OWN_LINEAR, PRODUCT
 from fpsde.hollow import HollowNet
 from fpsde.library import REACH, LibraryDrift
@@ -80,3 +82,21 @@ def test_a_fit_with_one_is_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(again.drift(x, t), model.drift(x, t))
     np.testing.assert_array_equal(again.simulate(x[:5], [0.0, 1.0], random_state=1),
                                   model.simulate(x[:5], [0.0, 1.0], random_state=1))
+
+
+@pytest.mark.parametrize(("noise", "found"), [
+    (lambda x: 0.5 + 0 * x, "nothing"), (lambda x: 0.4 * x, "what is linear in the coordinate itself")])
+def test_a_system_is_found_to_be_no_less_simple_than_it_is(noise, found):
+    """A rotation about a point, with noise that is even or in proportion to its coordinate."""
+    rng, steps, times, snapshots = np.random.default_rng(0), 100, np.linspace(0, 2, 6), []
+    for time in times:
+        x = 4 + np.array([1.5, 0.0]) + 0.3 * rng.standard_normal((1500, 2))
+        for _ in range(steps):
+            x = x + (x - 4) @ ROTATION.T * time / steps + noise(x) * np.sqrt(time / steps) * rng.standard_normal(x.shape)
+        snapshots.append(x)
+    model = FokkerPlanckSDE(4, drift="autonomous", max_steps=120, random_state=0, device="cpu").fit(
+        np.concatenate(snapshots), np.repeat(times, 1500))
+    lines = describe(model).split("\n")
+    if found == "nothing":
+        assert "found in the drift: what is linear in the coordinate itself, what is linear in others" in lines
+    assert f"found in the noise, beside its level: {found}" in lines
