@@ -112,14 +112,13 @@ def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[Group]:
     return groups
 
 
-def trials(groups: Sequence[Group], first: int = 1) -> list[Trial]:
+def trials(groups: Sequence[Group]) -> list[Trial]:
     """Returns what it is tried to do without: of the noise, then of the drift, what couples first and what is simple last.
 
     Arguments:
-        groups: as :func:`prior_groups` gives them.
-        first: place of the first of them among the components.
+        groups: as :func:`prior_groups` gives them; as components they come after the error of the path.
     """
-    return [Trial([k for k, group in reversed(list(enumerate(groups, first)))
+    return [Trial([k for k, group in reversed(list(enumerate(groups, 1)))
                    if group.bends is bends and group.kind > bends.simple], bends.proof) for bends in (NOISE, DRIFT)]
 
 
@@ -176,7 +175,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         with restoring():
             # Whatever it says, no more rounds than there were to be, and one at least for what it returns.
             rounds = min(max(int(saved["rounds"]), 1), rounds)
-            left_out = frozenset(map(int, saved["left_out"]))
+            left_out = frozenset(map(int, saved["left_out"])) - {0}
             for field, readout in zip(fields, saved["readouts"], strict=True):
                 field.set_readout(readout.reshape(field.get_readout().shape))
     for left_over in range(rounds - 1, -1, -1):
