@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from fpsde.diffusion import StateDiffusion
-from fpsde.ensemble import MeanDiffusion
 from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
 from fpsde.field import ADDITIVE, COUPLED, CUBE, LINEAR, OWN, OWN_LINEAR, PRODUCT, AbstractField
 
 __all__ = ["describe"]
 
 WORDS = {OWN_LINEAR: "what is linear in the coordinate itself", LINEAR: "what is linear in others", CUBE: "its cube",
-         PRODUCT: "products of two", OWN: "bends of its own", ADDITIVE: "bends of others by themselves",
-         COUPLED: "functions of several together"}
+         PRODUCT: "squares and products of two", OWN: "bends of its own", ADDITIVE: "bends and cubes of single coordinates",
+         COUPLED: "other functions"}
 # Of a readout, in the fit's own units: what is smaller is as good as not there.
 SLIGHT = 1e-3
 
@@ -42,7 +40,7 @@ def describe(model: FokkerPlanckSDE) -> str:
         f"noise at the centre of the data {noise}"]
     if parameters["drift"] != "time":
         lines.append(f"found in the drift: {_made_of(model.sde_.drift)}")
-        if isinstance(model.sde_.diffusion, (StateDiffusion, MeanDiffusion)):
+        if parameters["diffusion"] == "state":
             lines.append(f"found in the noise, beside its level: {_made_of(model.sde_.diffusion)}")
     if model.summary_.get("path_error", 0.0) > MOST_PATH_ERROR:
         lines.append(unexplained(model.summary_["path_error"]))

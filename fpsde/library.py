@@ -43,6 +43,9 @@ class LibraryDrift(AbstractDrift):
         bends: number of bends of each coordinate.
         products: whether to include products of coordinates.
         net: the arguments of the HollowNet.
+
+    Raises:
+        ValueError: if the first two are not of their kind.
     """
 
     slopes: Tensor
@@ -50,6 +53,8 @@ class LibraryDrift(AbstractDrift):
 
     def __init__(self, bends: int, products: bool, **net: Any) -> None:
         super().__init__()
+        if type(bends) is not int or bends < 0 or type(products) is not bool:
+            raise ValueError(f"bends must be a number and products true or false, got {bends!r:.40} and {products!r:.40}")
         self.net = HollowNet(**net)
         dim = self.net.dim
         self.dim, self.time, self.products = dim, self.net.time, products

@@ -76,11 +76,11 @@ def _regression(equations: MomentEquations) -> tuple[Tensor, Tensor, Tensor]:
 def _least(field: AbstractField, bends: float) -> Tensor:
     """The least variance of each unknown of a field, shape (U,).
 
-    A level is as free as it is in the fit, and so is a library: with their own features fields may bend anyhow.
+    A level and a library are as free as the evidence lets them be: with the features of their nets fields may bend anyhow.
     """
     labels = kinds(field)
-    as_fitted = torch.isin(labels, torch.tensor([FREE, *LIBRARY], device=labels.device))
-    return torch.where(as_fitted, 0.0, bends).double()
+    by_evidence = torch.isin(labels, torch.tensor([FREE, *LIBRARY], device=labels.device))
+    return torch.where(by_evidence, 0.0, bends).double()
 
 
 def _deviation(field: AbstractField, x: Tensor, variances: Tensor, told: Tensor) -> Tensor:

@@ -100,3 +100,9 @@ def test_a_system_is_found_to_be_no_less_simple_than_it_is(noise, found):
     if found == "nothing":
         assert "found in the drift: what is linear in the coordinate itself, what is linear in others" in lines
     assert f"found in the noise, beside its level: {found}" in lines
+
+
+@pytest.mark.parametrize(("bends", "products"), [(-1, True), (2.0, True), (True, True), (2, 1), (2, "yes")])
+def test_a_file_cannot_say_anything_of_a_library(bends, products):
+    with pytest.raises(ValueError, match="bends must be a number and products true or false"):
+        LibraryDrift(bends, products, dim=2)
