@@ -41,32 +41,31 @@ class LibraryDrift(AbstractDrift):
 
     Arguments:
         bends: number of bends of each coordinate.
-        products: whether to include products of coordinates.
         net: the arguments of the HollowNet.
 
     Raises:
-        ValueError: if the first two are not of their kind.
+        ValueError: if the first is no number from 0 on.
     """
 
     slopes: Tensor
     shifts: Tensor
 
-    def __init__(self, bends: int, products: bool, **net: Any) -> None:
+    def __init__(self, bends: int, **net: Any) -> None:
         super().__init__()
-        if type(bends) is not int or bends < 0 or type(products) is not bool:
-            raise ValueError(f"bends must be a number and products true or false, got {bends!r:.40} and {products!r:.40}")
+        if type(bends) is not int or bends < 0:
+            raise ValueError(f"bends must be a number from 0 on, got {bends!r:.40}")
         self.net = HollowNet(**net)
         dim = self.net.dim
-        self.dim, self.time, self.products = dim, self.net.time, products
-        self.settings = {"bends": bends, "products": products, **self.net.settings}
+        self.dim, self.time = dim, self.net.time
+        self.settings = {"bends": bends, **self.net.settings}
         self.register_buffer("slopes", BEND * torch.randn(bends))
         self.register_buffer("shifts", BEND * torch.randn(bends))
-        self.coefficients = nn.Parameter(torch.zeros(dim, products * (dim * (dim + 1) // 2) + dim * (1 + bends)))
+        self.coefficients = nn.Parameter(torch.zeros(dim, dim * (dim + 1) // 2 + dim * (1 + bends)))
 
     @property
     def pairs(self) -> Tensor:
         """The coordinates of each product, shape (2, products)."""
-        return torch.triu_indices(self.dim, self.dim if self.products else 0, 0, device=self.slopes.device)
+        return torch.triu_indices(self.dim, self.dim, device=self.slopes.device)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         return self.derivatives(t, x, order=0)[0]

@@ -24,9 +24,8 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-# Coordinates up to which a drift has a library, and one with all products; the bends of each, and of all together.
-LIBRARY_COORDINATES, PRODUCT_COORDINATES = 20, 10
-LIBRARY_BENDS, LIBRARY_FUNCTIONS = 16, 160
+# Coordinates up to which a drift has a library, for in twenty it does harm (benchmarks/results/wide.md); and the bends of each.
+LIBRARY_COORDINATES, LIBRARY_BENDS = 10, 16
 
 
 def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
@@ -50,8 +49,7 @@ def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
         drift = GradientDrift(data.dim, c.hidden[-1] * min(data.dim, POTENTIAL_COORDINATES), metric.float())
     elif c.drift == "autonomous" and c.solve and data.dim <= LIBRARY_COORDINATES:
         # Of a single coordinate, the net's own features bend it already.
-        bends = min(LIBRARY_BENDS, LIBRARY_FUNCTIONS // data.dim) if data.dim > 1 else 0
-        drift = LibraryDrift(bends, data.dim <= PRODUCT_COORDINATES, **new)
+        drift = LibraryDrift(LIBRARY_BENDS if data.dim > 1 else 0, **new)
     else:
         drift = HollowNet(**new)
     if "drift_prior" in given:

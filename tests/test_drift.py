@@ -36,7 +36,7 @@ def build(kind):
     return randomised({
         "hollow": lambda: HollowNet(DIM, hidden=(6,), time=True), "gradient": lambda: GradientDrift(DIM, 10, metric),
         "mean": lambda: MeanDrift([PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior) for _ in range(3)]),
-        "library": lambda: LibraryDrift(3, True, dim=DIM, hidden=(6,), time=True),
+        "library": lambda: LibraryDrift(3, dim=DIM, hidden=(6,), time=True),
         "prior": lambda: PriorDrift(HollowNet(DIM, hidden=(6,), time=True), prior),
         "gradient and prior": lambda: PriorDrift(GradientDrift(DIM, 10, metric), prior)}[kind]())
 
