@@ -24,7 +24,7 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-# Coordinates up to which a drift has a library, for in twenty it does harm (benchmarks/results/wide.md); and the bends of each.
+# Coordinates up to which a drift has a library (in twenty it does harm: benchmarks/results/wide.md); and the bends of each.
 LIBRARY_COORDINATES, LIBRARY_BENDS = 10, 16
 
 
