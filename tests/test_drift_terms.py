@@ -13,7 +13,7 @@ from problems import (
 )
 from sklearn.base import clone
 
-from fpsde import FokkerPlanckSDE
+from fpsde import FokkerPlanckSDE, networks
 from fpsde.files import FileError
 from fpsde.identification import IdentificationConfig, identify
 from fpsde.moments import MomentEquations
@@ -76,12 +76,15 @@ def test_what_is_known_is_kept_by_a_drift_free_in_time():
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_a_potential_is_found():
+def test_a_potential_is_found_and_helps(monkeypatch):
+    """More than a network alone; a library beside it finds the well's cube as well without the assumption."""
     x, t = double_well_snapshots(400, np.linspace(0, 3, 6))
     errors = {}
-    for drift in ("gradient", "autonomous"):
+    for drift, library in (("gradient", True), ("autonomous", True), ("autonomous", False)):
+        if not library:
+            monkeypatch.setattr(networks, "LIBRARY_COORDINATES", 0)
         model = FokkerPlanckSDE(4, drift=drift, diffusion=0.6, max_steps=80, random_state=0, device="cpu").fit(x, t)
-        errors[drift] = relative(model.drift(x, t), double_well_force(x))
+        errors[drift, library] = relative(model.drift(x, t), double_well_force(x))
         if drift == "gradient":
             found, true = model.potential(x), double_well_potential(x)
             assert relative(found - found.mean(), true - true.mean()) < 0.3
@@ -92,8 +95,8 @@ def test_a_potential_is_found():
         else:
             with pytest.raises(ValueError, match="has no potential: fit with drift='gradient'"):
                 model.potential(x)
-    # Without any of the assumption the cubes of a library find it as well.
-    assert max(errors.values()) < 0.2
+    assert max(errors["gradient", True], errors["autonomous", True]) < 0.2
+    assert errors["gradient", True] < errors["autonomous", False]
 
 
 def test_known_noise_in_proportion_to_the_state():
