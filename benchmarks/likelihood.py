@@ -24,7 +24,7 @@ from scipy.optimize import minimize
 from systems import Array, Field, System
 from torch import Tensor
 
-__all__ = ["maximum_likelihood"]
+__all__ = ["Fields", "maximum_likelihood"]
 
 FULL_START_UP_TO = 10
 GRID = 201

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from fpsde.given import Function
 
 __all__ = ["CORE", "ROTATION", "WIDE", "Array", "Field", "System"]
 
@@ -32,6 +35,7 @@ class System:
         goal: aims for the relative errors of f and g.
         points: in a snapshot, unless asked otherwise.
         noise: the values of g, shape (d,), where it is constant.
+        told: g as a function of points and times for a fit that is told it, where it is not constant.
         form: parametric form of the truth for `likelihood.py`: "linear" as a whole, or one for each coordinate where
             they do not act on each other; empty if its likelihood cannot be had.
     """
@@ -44,6 +48,7 @@ class System:
     goal: tuple[float, float] = (0.04, 0.06)
     points: int = 2000
     noise: tuple[float, ...] = ()
+    told: Function | None = None
     form: tuple[str, ...] = ()
 
     @property
@@ -116,7 +121,7 @@ def gene_network(d: int, linear_noise: bool) -> System:
     return System(f"gene ring, noise {'linear in x' if linear_noise else 'constant'}",
                   lambda x: 4.0 / (1.0 + np.roll(x, 1, axis=1) ** 4) + 0.1 - x,
                   (lambda x: 0.2 * x) if linear_noise else even(noise), gaussian(mean, 0.2), 5.0,
-                  noise=() if linear_noise else tuple(noise))
+                  noise=() if linear_noise else tuple(noise), told=(lambda x, t: 0.2 * x) if linear_noise else None)
 
 
 def lorenz96(d: int) -> System:
@@ -132,7 +137,7 @@ def bent(d: int) -> System:
     drift = (lambda x: -x) if d == 1 else (lambda x: x @ ROTATION.T)
     return System(f"noise 0.6 (1 + 0.5 tanh x), {'linear' if d == 1 else 'rotating'} drift", drift,
                   lambda x: 0.6 * (1.0 + 0.5 * np.tanh(x)), gaussian(np.array([2.0, 0.0][:d]), 0.4), 4.0,
-                  form=("bent",) if d == 1 else ())
+                  told=lambda x, t: 0.6 * (1.0 + 0.5 * torch.tanh(x)), form=("bent",) if d == 1 else ())
 
 
 CORE = [
@@ -143,10 +148,11 @@ CORE = [
            lambda n, rng: rng.standard_normal((n, 2)) * [0.3, 1.0], 4.0, noise=(0.7, 0.5), form=("well", "pull")),
     System("geometric Brownian motion, 2-D", lambda x: x * [0.4, -0.3], lambda x: x * [0.3, 0.2],
            lambda n, rng: np.array([1.0, 2.0]) * np.exp(0.1 * rng.standard_normal((n, 2))), 2.0, (0.06, 0.12),
-           form=("geometric", "geometric")),
+           told=lambda x, t: x * x.new_tensor([0.3, 0.2]), form=("geometric", "geometric")),
     System("Lotka-Volterra (lv.npz), 200 points",
            lambda x: np.stack([x[:, 0] - 0.4 * x[:, 0] * x[:, 1], 0.1 * x[:, 0] * x[:, 1] - 0.4 * x[:, 1]], 1),
-           lambda x: 0.02 * x, lambda n, rng: np.array([5.0, 4.0]) + 0.1 * rng.random((n, 2)), 10.0, (0.05, 0.15), 200),
+           lambda x: 0.02 * x, lambda n, rng: np.array([5.0, 4.0]) + 0.1 * rng.random((n, 2)), 10.0, (0.05, 0.15), 200,
+           told=lambda x, t: 0.02 * x),
 ]
 
 WIDE = [

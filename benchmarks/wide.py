@@ -1,26 +1,34 @@
 """The wide recovery table: many systems, dimensions, snapshots and points, each beside what the data allow.
 
-A row's fits are free-form, f(x) and g(x). Where g is constant a second fit is told it. At times midway between snapshots,
+A row's fits are free-form, f(x) and g(x); a second fit of the same data is told g. At times midway between snapshots,
 which no fit has seen, points of the first snapshot are simulated and compared with fresh draws of the truth by exact W1,
 500 points each, coordinates divided by their standard deviation in the data; the floor is that of two such sets of draws.
 The limit is maximum likelihood with the true parametric form (`likelihood.py`), on the same data and on further sets of the
 same kind: with a handful of parameters a single one may come close to the truth by chance. `linear moments` is the naive
 baseline of the core table.
+
+All rows together take many hours. What each seed gives can be kept in a file of one JSON object a line, from which further
+runs, several at a time too, take what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import resource
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from baseline import linear_baseline
-from likelihood import maximum_likelihood
+from likelihood import Fields, maximum_likelihood
 from scores import matches, relative_error, spread
-from systems import WIDE, Array, System
+from systems import WIDE, System
 
 from fpsde import FokkerPlanckSDE
 from fpsde.metrics import wasserstein
@@ -32,100 +40,98 @@ LIMIT_SETS = 5
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one seed gave; None where there is nothing to tell."""
+class Errors:
+    """Of one way to find drift and diffusion, for one seed; None where there is nothing to tell."""
 
     drift: float
     diffusion: float
-    given: float | None
-    unseen: float | None
-    floor: float
-    linear_drift: float
-    linear_diffusion: float
-    """Of the linear baseline."""
-    seconds: float
-    remarks: tuple[str, ...]
+    unseen: float | None = None
+    """W1 at unseen times."""
+    floor: float | None = None
+    seconds: float | None = None
+    remark: str = ""
 
 
-def unseen(model: FokkerPlanckSDE, system: System, x: Array, t: Array,
-           rng: np.random.Generator) -> tuple[float | None, float]:
-    """Mean W1 at the times midway between snapshots, None if paths become infinite, and its floor."""
-    times, first, scale = np.unique(t), x[t == t.min()], x.std(0)
-    middle = (times[1:] + times[:-1]) / 2
-    draws = system.run(2 * COMPARED, middle, rng)
-    floor = [wasserstein(y[:COMPARED] / scale, y[COMPARED:] / scale) for y in draws]
-    start = first[rng.choice(len(first), COMPARED, replace=len(first) < COMPARED)]
-    try:
-        paths = model.simulate(start, np.concatenate([times[:1], middle]), random_state=0)[1:]
-    except ArithmeticError:
-        return None, float(np.mean(floor))
-    return float(np.mean([wasserstein(y / scale, z[:COMPARED] / scale) for y, z in zip(paths, draws, strict=True)])), \
-        float(np.mean(floor))
+class Draws:
+    """One seed: the snapshots, fresh points to compare at, and fresh draws of the truth midway between the snapshots."""
 
+    def __init__(self, system: System, seed: int, snapshots: int, points: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.x, self.t = system.snapshots(rng, snapshots, points)
+        self.system, self.rng = system, rng
+        self.fresh = np.concatenate(system.run(1000, np.linspace(0, system.duration, 41), rng))
 
-def draw(system: System, snapshots: int, points: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """The snapshots, their times and fresh points to compare at."""
-    x, t = system.snapshots(rng, snapshots, points)
-    return x, t, np.concatenate(system.run(1000, np.linspace(0, system.duration, 41), rng))
+    def errors(self, fields: Fields) -> tuple[float, float]:
+        """Of a drift and a diffusion."""
+        truth = (self.system.drift, self.system.diffusion)
+        return tuple(relative_error(g(self.fresh), f(self.fresh)) for g, f in zip(fields, truth, strict=True))
 
-
-def limit(system: System, snapshots: int, points: int, sets: int) -> list[tuple[float, float]]:
-    """Errors of drift and diffusion by maximum likelihood for so many sets of data; sets without a maximum are left out."""
-    errors = []
-    for seed in range(sets if system.form else 0):
-        x, t, fresh = draw(system, snapshots, points, np.random.default_rng(seed))
+    def unseen(self, model: FokkerPlanckSDE) -> tuple[float | None, float]:
+        """Mean W1 at the times midway between snapshots, None if paths become infinite, and its floor."""
+        times, first, scale = np.unique(self.t), self.x[self.t == self.t.min()], self.x.std(0)
+        middle = (times[1:] + times[:-1]) / 2
+        draws = self.system.run(2 * COMPARED, middle, self.rng)
+        floor = [wasserstein(y[:COMPARED] / scale, y[COMPARED:] / scale) for y in draws]
+        start = first[self.rng.choice(len(first), COMPARED, replace=len(first) < COMPARED)]
         try:
-            fields = maximum_likelihood(system, x, t)
-        except ArithmeticError as error:
-            print(f"{system.name}, {system.dim}-D, set {seed}: {error}", flush=True)
-            continue
-        if fields is not None:
-            errors.append((relative_error(fields[0](fresh), system.drift(fresh)),
-                           relative_error(fields[1](fresh), system.diffusion(fresh))))
-    return errors
+            paths = model.simulate(start, np.concatenate([times[:1], middle]), random_state=0)[1:]
+        except ArithmeticError:
+            return None, float(np.mean(floor))
+        return float(np.mean([wasserstein(y / scale, z[:COMPARED] / scale) for y, z in zip(paths, draws, strict=True)])), \
+            float(np.mean(floor))
 
 
-def measure(system: System, seed: int, snapshots: int, points: int, arguments: argparse.Namespace) -> Row:
-    """One seed: data and fits."""
-    rng = np.random.default_rng(seed)
-    x, t, fresh = draw(system, snapshots, points, rng)
-    f, g = system.drift(fresh), system.diffusion(fresh)
-    options = {"drift": "autonomous", "max_steps": arguments.steps, "random_state": seed}
+def fitted(draws: Draws, seed: int, arguments: argparse.Namespace, told: bool) -> Errors:
+    """A fit of ours, told the diffusion or not."""
+    diffusion = (draws.system.told or list(draws.system.noise)) if told else arguments.diffusion
     begin = time.monotonic()
-    model = FokkerPlanckSDE(arguments.components, diffusion=arguments.diffusion, **options).fit(x, t)
-    seconds, given, remarks = time.monotonic() - begin, None, []
-    if "moment_misfit" not in model.summary_:
-        remarks.append("by gradient descent")
-    if system.noise and not arguments.no_given:
-        told = FokkerPlanckSDE(arguments.components, diffusion=list(system.noise), **options).fit(x, t)
-        given = relative_error(told.drift(fresh, 0.0), f)
-    linear = linear_baseline(x, t)
-    distance, floor = unseen(model, system, x, t, rng)
-    if distance is None:
-        remarks.append("paths became infinite")
-    return Row(relative_error(model.drift(fresh, 0.0), f), relative_error(model.diffusion(fresh, 0.0), g), given, distance,
-               floor, relative_error(linear[0](fresh), f), relative_error(linear[1](fresh), g), seconds, tuple(remarks))
+    model = FokkerPlanckSDE(arguments.components, drift="autonomous", diffusion=diffusion, max_steps=arguments.steps,
+                            random_state=seed).fit(draws.x, draws.t)
+    seconds = time.monotonic() - begin
+    remarks = [] if "moment_misfit" in model.summary_ else ["by gradient descent"]
+    drift, noise = draws.errors((lambda x: model.drift(x, 0.0), lambda x: model.diffusion(x, 0.0)))
+    distance, floor = draws.unseen(model)
+    remarks += ["paths became infinite"] if distance is None else []
+    return Errors(drift, noise, distance, floor, seconds, ", ".join(remarks))
+
+
+def most_likely(draws: Draws) -> Errors | None:
+    """Maximum likelihood with the true form; None if its likelihood cannot be had or no maximum is found."""
+    try:
+        fields = maximum_likelihood(draws.system, draws.x, draws.t)
+    except ArithmeticError:
+        return None
+    return None if fields is None else Errors(*draws.errors(fields))
+
+
+def kept(path: Path | None, key: list[Any], make: Callable[[], Errors | None]) -> Errors | None:
+    """What a file holds under a key; made and added to it if it is not there."""
+    if path is not None and path.is_file():
+        for entry in map(json.loads, path.read_text().splitlines()):
+            if entry["key"] == key:
+                return entry["errors"] and Errors(**entry["errors"])
+    errors = make()
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps({"key": key, "errors": errors and asdict(errors)}) + "\n")
+    return errors
 
 
 def wide_table(arguments: argparse.Namespace) -> list[str]:
     """The lines of the table."""
     form = "free-form g(x)" if arguments.diffusion == "state" else "constant g"
     lines = [f"Relative RMS error in %, median over seeds (least to largest); unpaired snapshots, free-form f(x), {form}. "
-             "`g known`: drift of a fit that is told a constant g. `limit`: maximum likelihood with the true parametric "
+             "`g known`: of a fit that is told g. `limit`: maximum likelihood with the true parametric "
              f"form, over at least {LIMIT_SETS} sets of data; empty where it cannot be had.", "",
-             "| system | d | snapshots | points | drift | limit | diffusion | limit | drift, g known | W1 at unseen times "
-             "| floor | linear moments: drift | diffusion | s per fit | |", "|" + 15 * "---|"]
+             "| system | d | snapshots | points | drift | g known | limit | diffusion | limit | W1 at unseen times "
+             "| g known | floor | linear moments: drift | diffusion | s per fit | |", "|" + 16 * "---|"]
     print("\n".join(lines), flush=True)
     for system in WIDE:
-        if not matches(f"{system.name}, {system.dim}-D", arguments.only):
-            continue
-        for snapshots in arguments.snapshots:
-            for points in arguments.points:
+        if matches(f"{system.name}, {system.dim}-D", arguments.only):
+            for snapshots, points in itertools.product(arguments.snapshots, arguments.points):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    rows = [measure(system, seed, snapshots, points, arguments) for seed in range(arguments.seeds)]
-                best = limit(system, snapshots, points, max(LIMIT_SETS, arguments.seeds))
-                lines.append(line(system, snapshots, points, rows, best))
+                    lines.append(line(system, snapshots, points, arguments))
                 print(lines[-1], flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     lines += ["", f"Most memory that the process held: {peak:.1f} GiB."]
@@ -133,17 +139,31 @@ def wide_table(arguments: argparse.Namespace) -> list[str]:
     return lines
 
 
-def line(system: System, snapshots: int, points: int, rows: list[Row], best: list[tuple[float, float]]) -> str:
+def line(system: System, snapshots: int, points: int, arguments: argparse.Namespace) -> str:
     """A row of the table."""
-    remarks = [f"seed {seed}: {remark}" for seed, row in enumerate(rows) for remark in row.remarks]
+    settings = [arguments.diffusion, arguments.steps, arguments.components]
+
+    def measured(what: str, sets: int, way: Callable[[Draws, int], Errors | None], *settings: Any) -> list[Errors]:
+        found = [kept(arguments.store, [system.name, system.dim, snapshots, points, what, seed, *settings],
+                      lambda seed=seed: way(Draws(system, seed, snapshots, points), seed)) for seed in range(sets)]
+        return [errors for errors in found if errors is not None]
+
+    free = measured("free", arguments.seeds, lambda draws, seed: fitted(draws, seed, arguments, told=False), *settings)
+    told = measured("told", 0 if arguments.no_given else arguments.seeds,
+                    lambda draws, seed: fitted(draws, seed, arguments, told=True), *settings[1:])
+    linear = measured("linear moments", arguments.seeds,
+                      lambda draws, seed: Errors(*draws.errors(linear_baseline(draws.x, draws.t))))
+    best = measured("limit", max(LIMIT_SETS, arguments.seeds) if system.form else 0, lambda draws, seed: most_likely(draws))
+    remarks = [f"{who}seed {seed}: {errors.remark}" for who, rows in (("", free), ("told g, ", told))
+               for seed, errors in enumerate(rows) if errors.remark]
     if system.form and len(best) < LIMIT_SETS:
         remarks.append(f"limit from {len(best)} sets of data")
 
-    def shown(name: str) -> str:
-        return spread([getattr(row, name) for row in rows], short=True)
+    def shown(rows: list[Errors], name: str, *form: Any) -> str:
+        return spread([getattr(row, name) for row in rows], *form, short=True)
 
-    cells = [system.name, system.dim, snapshots, points, shown("drift"), spread([b[0] for b in best]), shown("diffusion"),
-             spread([b[1] for b in best]), shown("given"), spread([r.unseen for r in rows], 1.0, 2, short=True),
-             spread([r.floor for r in rows], 1.0, 2, short=True), shown("linear_drift"), shown("linear_diffusion"),
-             f"{np.mean([r.seconds for r in rows]):.0f}", "; ".join(remarks)]
+    distances = [shown(rows, name, 1.0, 2) for rows, name in ((free, "unseen"), (told, "unseen"), (free, "floor"))]
+    cells = [system.name, system.dim, snapshots, points, shown(free, "drift"), shown(told, "drift"), shown(best, "drift"),
+             shown(free, "diffusion"), shown(best, "diffusion"), *distances, shown(linear, "drift"),
+             shown(linear, "diffusion"), f"{np.mean([row.seconds for row in free]):.0f}", "; ".join(remarks)]
     return "| " + " | ".join(map(str, cells)) + " |"
