@@ -275,16 +275,18 @@ def _evaluate_left_out(snapshots: Snapshots, points: int | None, seeds: range, a
 @click.argument("model")
 @click.argument("data")
 @click.option("--time", help="Column or array with the times.")
+@click.option("--weights", help="Column or array with the weight of each point: what is drawn is a sample of the points "
+              "that keeps each by its weight.")
 @click.option("-o", "--output", default="figures", show_default=True, help="Folder for the figures.")
 @click.option("--seed", default=0, show_default=True, help="Seed of points and noise.")
-def plot(model: str, data: str, time: str | None, output: str, seed: int) -> None:
+def plot(model: str, data: str, time: str | None, weights: str | None, output: str, seed: int) -> None:
     with _plain_errors():
         from fpsde.plotting import save_figures
 
         fitted = FokkerPlanckSDE.load(model)
-        snapshots = _matching(fitted, data, time)
+        snapshots = _matching(fitted, data, time, weights)
         try:
-            written = save_figures(fitted, snapshots, output, seed)
+            written = save_figures(fitted, snapshots, output, seed, inputs=(model, data))
         except OSError as error:
             raise ValueError(f"{output}: cannot be written ({error.strerror or error})") from error
         click.echo("\n".join(f"Wrote {path}" for path in written))

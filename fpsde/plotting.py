@@ -285,26 +285,30 @@ def _two_bars(axis: Axes, heights: Sequence[float], names: list[str], labels: li
     axis.set_xticks([0, 1], names)
 
 
-def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, seed: int = 0) -> list[Path]:
+def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, seed: int = 0,
+                 inputs: Sequence[str | Path] = ()) -> list[Path]:
     """Writes all figures as png files and returns their paths.
 
     Arguments:
         model: a fitted model.
-        data: what it was fitted to, or other snapshots of as many coordinates.
+        data: what it was fitted to, or other snapshots of as many coordinates; of unequal weights, a thinned sample is
+            drawn.
         folder: where to write; made if it is not there.
         seed: of points and noise.
+        inputs: files that are read, which no figure must replace.
 
     Raises:
         FileError: if a figure cannot be written; most reasons are found before any is drawn.
+        SnapshotError: if weights are so uneven that a sample in proportion to them has fewer than three points at a time.
     """
-    folder = Path(folder)
+    folder, data = Path(folder), data.thinned(np.random.default_rng(seed))
     figures: dict[str, Callable[[], Figure]] = {
         "density": lambda: plot_density(model, data, seed), "drift": lambda: plot_drift(model, data, seed),
         "trajectories": lambda: plot_trajectories(model, data, seed), "learning": lambda: plot_learning(model),
         "marginals": lambda: plot_marginals(model, data, seed)}
     if data.dim > 2:
         figures["pairs"] = lambda: plot_pairs(model, data, seed)
-    _check_folder(folder, list(figures))
+    _check_folder(folder, list(figures), inputs)
     drawn = {folder / f"{name}.png": _png(draw()) for name, draw in figures.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in drawn.items():
@@ -312,13 +316,13 @@ def save_figures(model: FokkerPlanckSDE, data: Snapshots, folder: str | Path, se
     return list(drawn)
 
 
-def _check_folder(folder: Path, names: list[str]) -> None:
+def _check_folder(folder: Path, names: list[str], inputs: Sequence[str | Path]) -> None:
     """Finds out before the work, not after it, that figures cannot be written."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir():
         raise FileError(f"{folder}: cannot be written ({there} is no folder)")
     for name in names if there == folder else []:
-        check_writable(folder / f"{name}.png")
+        check_writable(folder / f"{name}.png", *inputs)
 
 
 def _png(figure: Figure) -> bytes:

@@ -238,16 +238,18 @@ def test_output_that_cannot_be_written_is_found_before_training(folder, tmp_path
 
 
 def test_what_is_read_is_not_written_over(folder, tmp_path):
-    data, model = tmp_path / "data.csv", tmp_path / "m.png"
+    data, model = tmp_path / "data.csv", tmp_path / "density.png"
     data.write_bytes((folder / "data.csv").read_bytes())
     model.write_bytes((folder / "m.fpsde").read_bytes())
     (tmp_path / "link.csv").symlink_to(data)
     start = ("--start", data, "--times", "0,1", "-o")
     for arguments in (("fit", data, "-o", data), ("fit", data, "-o", tmp_path / "link.csv"), ("simulate", model, *start, data),
-                      ("simulate", model, *start, model), ("info", model, data, "--figure", model)):
+                      ("simulate", model, *start, model), ("info", model, data, "--figure", model),
+                      ("plot", model, data, "-o", tmp_path)):
         assert "which is read" in refused(*arguments)
     assert data.read_bytes() == (folder / "data.csv").read_bytes()
     assert model.read_bytes() == (folder / "m.fpsde").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv", "density.png", "link.csv"]
 
 
 def test_names_that_the_system_does_not_take(folder, tmp_path):

@@ -8,7 +8,8 @@ from fpsde import FokkerPlanckSDE, Snapshots
 from fpsde.evaluation import evaluate_steps, format_fit, format_following
 from fpsde.files import FileError
 from fpsde.forecast import Forecast
-from fpsde.plotting import plot_density, plot_drift, plot_forecast, plot_marginals, plot_pairs, save_figures
+from fpsde.plotting import plot_density, plot_drift, plot_forecast, plot_learning, plot_marginals, plot_pairs, save_figures
+from fpsde.snapshots import SnapshotError
 
 
 @pytest.mark.parametrize("drift", ["time", "autonomous"])
@@ -68,6 +69,18 @@ def test_marginals_say_the_floor(rng):
     assert 0.3 < distance / floor < 3
     title = plot_marginals(Truth(wander=1.0), data).axes[0].get_title()
     assert float(title.split()[4]) == pytest.approx(1, abs=0.3)
+
+
+def test_points_of_little_weight_are_hardly_drawn(fitted, tmp_path, monkeypatch):
+    """Half the points have a thousandth of the others' weight."""
+    model, data = fitted
+    drawn = []
+    monkeypatch.setattr("fpsde.plotting.plot_density", lambda model, data, seed: drawn.append(data) or plot_learning(model))
+    weights = np.tile([1.0, 0.001], len(data.t) // 2)
+    save_figures(model, Snapshots.of(data.x, data.t, weights=weights), tmp_path)
+    assert np.array_equal(drawn[0].x, data.x[::2])
+    with pytest.raises(SnapshotError, match="too uneven"):
+        save_figures(model, Snapshots.of(data.x, data.t, weights=np.where(np.arange(120) % 40 < 2, 1.0, 1e-9)), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["drift.png", "pairs.png"])
