@@ -96,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--points", type=numbers, help="wide: in a snapshot, 2000 if left out")
     parser.add_argument("--no-given", action="store_true", help="wide: without the fits that are told the diffusion")
     parser.add_argument("--store", type=Path, help="wide: a file that keeps what each seed gave, for further runs")
+    parser.add_argument("--stored", action="store_true", help="wide: the table of what --store holds, without further fits")
     parser.add_argument("--only", default="", help="part of a system's name, or several separated by ;")
     parser.add_argument("--lotka-volterra", type=Path, default=SHARED / "lv.npz")
     parser.add_argument("-o", "--output", type=Path)

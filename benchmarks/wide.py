@@ -49,6 +49,7 @@ class Errors:
     """W1 at unseen times."""
     floor: float | None = None
     seconds: float | None = None
+    """Of the processor."""
     remark: str = ""
 
 
@@ -84,10 +85,10 @@ class Draws:
 def fitted(draws: Draws, seed: int, arguments: argparse.Namespace, told: bool) -> Errors:
     """A fit of ours, told the diffusion or not."""
     diffusion = (draws.system.told or list(draws.system.noise)) if told else arguments.diffusion
-    begin = time.monotonic()
+    begin = time.process_time()
     model = FokkerPlanckSDE(arguments.components, drift="autonomous", diffusion=diffusion, max_steps=arguments.steps,
                             random_state=seed).fit(draws.x, draws.t)
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     remarks = [] if "moment_misfit" in model.summary_ else ["by gradient descent"]
     drift, noise = draws.errors((lambda x: model.drift(x, 0.0), lambda x: model.diffusion(x, 0.0)))
     distance, floor = draws.unseen(model)
@@ -104,12 +105,14 @@ def most_likely(draws: Draws) -> Errors | None:
     return None if fields is None else Errors(*draws.errors(fields))
 
 
-def kept(path: Path | None, key: list[Any], make: Callable[[], Errors | None]) -> Errors | None:
-    """What a file holds under a key; made and added to it if it is not there."""
+def kept(path: Path | None, key: list[Any], make: Callable[[], Errors | None], only: bool = False) -> Errors | None:
+    """What a file holds under a key; made and added to it if it is not there, or None if only what is there is wanted."""
     if path is not None and path.is_file():
         for entry in map(json.loads, path.read_text().splitlines()):
             if entry["key"] == key:
                 return entry["errors"] and Errors(**entry["errors"])
+    if only:
+        return None
     errors = make()
     if path is not None:
         with path.open("a") as file:
@@ -123,29 +126,33 @@ def wide_table(arguments: argparse.Namespace) -> list[str]:
     lines = [f"Relative RMS error in %, median over seeds (least to largest); unpaired snapshots, free-form f(x), {form}. "
              "`g known`: of a fit that is told g. `limit`: maximum likelihood with the true parametric "
              f"form, over at least {LIMIT_SETS} sets of data; empty where it cannot be had.", "",
-             "| system | d | snapshots | points | drift | g known | limit | diffusion | limit | W1 at unseen times "
-             "| g known | floor | linear moments: drift | diffusion | s per fit | |", "|" + 16 * "---|"]
+             "| system | d | snapshots | points | seeds | drift | g known | limit | diffusion | limit | W1 at unseen times "
+             "| g known | floor | linear moments: drift | diffusion | CPU s | |", "|" + 17 * "---|"]
     print("\n".join(lines), flush=True)
     for system in WIDE:
         if matches(f"{system.name}, {system.dim}-D", arguments.only):
             for snapshots, points in itertools.product(arguments.snapshots, arguments.points):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    lines.append(line(system, snapshots, points, arguments))
-                print(lines[-1], flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines += ["", f"Most memory that the process held: {peak:.1f} GiB."]
-    print("\n".join(lines[-2:]))
+                    row = line(system, snapshots, points, arguments)
+                if row:
+                    lines.append(row)
+                    print(row, flush=True)
+    if not arguments.stored:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        lines += ["", f"Most memory that the process held: {peak:.1f} GiB."]
+        print("\n".join(lines[-2:]))
     return lines
 
 
 def line(system: System, snapshots: int, points: int, arguments: argparse.Namespace) -> str:
-    """A row of the table."""
+    """A row of the table; empty if there is no fit of ours."""
     settings = [arguments.diffusion, arguments.steps, arguments.components]
 
     def measured(what: str, sets: int, way: Callable[[Draws, int], Errors | None], *settings: Any) -> list[Errors]:
         found = [kept(arguments.store, [system.name, system.dim, snapshots, points, what, seed, *settings],
-                      lambda seed=seed: way(Draws(system, seed, snapshots, points), seed)) for seed in range(sets)]
+                      lambda seed=seed: way(Draws(system, seed, snapshots, points), seed), arguments.stored)
+                 for seed in range(sets)]
         return [errors for errors in found if errors is not None]
 
     free = measured("free", arguments.seeds, lambda draws, seed: fitted(draws, seed, arguments, told=False), *settings)
@@ -156,6 +163,8 @@ def line(system: System, snapshots: int, points: int, arguments: argparse.Namesp
     best = measured("limit", max(LIMIT_SETS, arguments.seeds) if system.form else 0, lambda draws, seed: most_likely(draws))
     remarks = [f"{who}seed {seed}: {errors.remark}" for who, rows in (("", free), ("told g, ", told))
                for seed, errors in enumerate(rows) if errors.remark]
+    if not free:
+        return ""
     if system.form and len(best) < LIMIT_SETS:
         remarks.append(f"limit from {len(best)} sets of data")
 
@@ -163,7 +172,7 @@ def line(system: System, snapshots: int, points: int, arguments: argparse.Namesp
         return spread([getattr(row, name) for row in rows], *form, short=True)
 
     distances = [shown(rows, name, 1.0, 2) for rows, name in ((free, "unseen"), (told, "unseen"), (free, "floor"))]
-    cells = [system.name, system.dim, snapshots, points, shown(free, "drift"), shown(told, "drift"), shown(best, "drift"),
-             shown(free, "diffusion"), shown(best, "diffusion"), *distances, shown(linear, "drift"),
+    cells = [system.name, system.dim, snapshots, points, len(free), shown(free, "drift"), shown(told, "drift"),
+             shown(best, "drift"), shown(free, "diffusion"), shown(best, "diffusion"), *distances, shown(linear, "drift"),
              shown(linear, "diffusion"), f"{np.mean([row.seconds for row in free]):.0f}", "; ".join(remarks)]
     return "| " + " | ".join(map(str, cells)) + " |"
