@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["NODES", "MovingFrame", "TestFunctions", "Tested", "lobatto"]
 
 NODES = 6
-MAX_PRODUCTS = 60
+PRODUCTS = 60
 MAX_WAVES = 75
 WAVES = 10
 FULL_FRAME_UP_TO = 20
@@ -156,11 +156,12 @@ class TestFunctions:
     Arguments:
         dim: number of coordinates d.
         generator: draws the waves and, in many dimensions, which products to use.
+        products: of two coordinates, at most, unless there are more coordinates.
     """
 
     __test__ = False
 
-    def __init__(self, dim: int, generator: torch.Generator) -> None:
+    def __init__(self, dim: int, generator: torch.Generator, products: int = PRODUCTS) -> None:
         n_waves = _how_many_waves(dim)
         device, dtype = generator.device, torch.float64
         self.waves = torch.randn(n_waves, dim, generator=generator, dtype=dtype, device=device)
@@ -172,19 +173,19 @@ class TestFunctions:
             self.waves[1::2] *= 2
         self.phase = 2 * math.pi * torch.rand(n_waves, generator=generator, dtype=dtype, device=device)
         pairs = torch.triu_indices(dim, dim, device=device)
-        if pairs.shape[1] > MAX_PRODUCTS:
+        if pairs.shape[1] > products:
             # Those of a coordinate with itself say most about its noise and are never left out.
             same, other = pairs[:, pairs[0] == pairs[1]], pairs[:, pairs[0] != pairs[1]]
             order = torch.randperm(other.shape[1], generator=generator, device=device)
-            pairs = torch.cat([same, other[:, order[:max(MAX_PRODUCTS - dim, 0)]]], 1)
+            pairs = torch.cat([same, other[:, order[:max(products - dim, 0)]]], 1)
         self.pairs = pairs
         self.count = dim + pairs.shape[1] + n_waves
 
     @staticmethod
-    def how_many(dim: int) -> int:
-        """Returns the number of functions in d dimensions."""
-        products = dim * (dim + 1) // 2
-        return dim + (products if products <= MAX_PRODUCTS else max(dim, MAX_PRODUCTS)) + _how_many_waves(dim)
+    def how_many(dim: int, products: int = PRODUCTS) -> int:
+        """Returns the number of functions in d dimensions, with so many products at most."""
+        pairs = dim * (dim + 1) // 2
+        return dim + (pairs if pairs <= products else max(dim, products)) + _how_many_waves(dim)
 
     def __call__(self, frame: MovingFrame, node: Sequence[int], x: Tensor) -> Tested:
         """Evaluates the functions at points x of shape (M, N, d) at M nodes."""
@@ -197,7 +198,7 @@ class TestFunctions:
 
 def _how_many_waves(dim: int) -> int:
     """Ten a coordinate, or twenty; with many products there is no room: each further equation brings sampling error."""
-    return min(WAVES * max(dim, 2), MAX_WAVES - min(dim * (dim + 1) // 2, MAX_PRODUCTS))
+    return min(WAVES * max(dim, 2), MAX_WAVES - min(dim * (dim + 1) // 2, PRODUCTS))
 
 
 def lobatto(n: int) -> tuple[np.ndarray, np.ndarray]:

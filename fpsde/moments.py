@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fpsde.field import AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
-from fpsde.frame import NODES, MovingFrame, Tested, TestFunctions, lobatto
+from fpsde.frame import NODES, PRODUCTS, MovingFrame, Tested, TestFunctions, lobatto
 from fpsde.threads import side_by_side
 
 __all__ = ["MomentEquations", "by_unknown", "columns_at", "kinds"]
@@ -40,6 +40,9 @@ POINTS = 512
 MOST_AT_A_NODE = 4096
 MOST_POINTS = 16384
 MAX_ELEMENTS = 2**26
+# How the coordinates act on each other, products of two of them tell: all in twenty dimensions, as long as all intervals
+# together have no more equations than this.
+MOST_PRODUCTS, MOST_EQUATIONS = 210, 5000
 # Entries of the columns of a field at some of the points, which are held at a time.
 AT_ONCE = 2**22
 LEAST_NOISE = 0.01
@@ -134,7 +137,7 @@ class MomentEquations:
         self.counts = [float(len(x)) if weights is None else float(weights[j].sum() ** 2 / weights[j].square().sum())
                        for j, x in enumerate(snapshots)]
         dim = model.drift.dim
-        tests = [TestFunctions(dim, generator) for _ in snapshots[1:]]
+        tests = [TestFunctions(dim, generator, _products(dim, len(times))) for _ in snapshots[1:]]
         room = MAX_ELEMENTS // (max(tests[0].count, model.drift.get_readout().shape[1]) * dim)
         points = max(64, min(POINTS * max(dim, 2), MOST_AT_A_NODE, room // NODES))
         most = max(256, min(MOST_POINTS, room))
@@ -169,7 +172,8 @@ class MomentEquations:
     def fits(model: FokkerPlanckLoss, n_snapshots: int) -> bool:
         """Whether the equations of all intervals can be held in memory; in several hundred dimensions they cannot."""
         unknowns = model.drift.get_readout().numel() + model.diffusion.get_readout().numel()
-        return (n_snapshots - 1) * TestFunctions.how_many(model.drift.dim) * unknowns <= 4 * MAX_ELEMENTS
+        tests = TestFunctions.how_many(model.drift.dim, _products(model.drift.dim, n_snapshots))
+        return (n_snapshots - 1) * tests * unknowns <= 4 * MAX_ELEMENTS
 
     @torch.no_grad()
     def linearise(self) -> tuple[Tensor, Tensor]:
@@ -336,6 +340,11 @@ class MomentEquations:
             a = diffusion(t[:, None], x.to(t)).double().square()
             spread = spread + 0.5 * torch.einsum("mnq,mn->q", tests.spread(a), share)
         return by_unknown(matrix, diffusion), spread
+
+
+def _products(dim: int, n_snapshots: int) -> int:
+    """How many products of two coordinates there are among the functions of an interval, at most."""
+    return max(PRODUCTS, min(MOST_PRODUCTS, MOST_EQUATIONS // (n_snapshots - 1) - dim))
 
 
 def _slices(x: Tensor, columns: int) -> list[slice]:

@@ -73,9 +73,12 @@ def test_what_is_summed_over_functions_or_points_is_what_it_says(dim, close):
     close(tested.seconds_with(columns, weight), torch.einsum("qmnd,dmnp,mn->qdp", seconds, columns, weight), 1e-12)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5, 11, 70])
-def test_the_number_of_functions_is_known_beforehand(dim):
-    assert TestFunctions(dim, torch.Generator().manual_seed(0)).count == TestFunctions.how_many(dim)
+@pytest.mark.parametrize("products", [60, 210])
+@pytest.mark.parametrize("dim", [1, 2, 5, 11, 20, 70, 220])
+def test_the_number_of_functions_is_known_beforehand(dim, products):
+    tests = TestFunctions(dim, torch.Generator().manual_seed(0), products)
+    assert tests.count == TestFunctions.how_many(dim, products)
+    assert tests.pairs.shape[1] == min(dim * (dim + 1) // 2, max(dim, products))
 
 
 def test_lobatto_integrates_polynomials_exactly():
