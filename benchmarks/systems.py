@@ -35,7 +35,7 @@ class System:
         goal: aims for the relative errors of f and g.
         points: in a snapshot, unless asked otherwise.
         noise: the values of g, shape (d,), where it is constant.
-        told: g as a function of points and times for a fit that is told it, where it is not constant.
+        told: |g| as a function of points and times for a fit that is told it, where it is not constant.
         form: parametric form of the truth for `likelihood.py`: "linear" as a whole, or one for each coordinate where
             they do not act on each other; empty if its likelihood cannot be had.
     """
@@ -121,7 +121,8 @@ def gene_network(d: int, linear_noise: bool) -> System:
     return System(f"gene ring, noise {'linear in x' if linear_noise else 'constant'}",
                   lambda x: 4.0 / (1.0 + np.roll(x, 1, axis=1) ** 4) + 0.1 - x,
                   (lambda x: 0.2 * x) if linear_noise else even(noise), gaussian(mean, 0.2), 5.0,
-                  noise=() if linear_noise else tuple(noise), told=(lambda x, t: 0.2 * x) if linear_noise else None)
+                  noise=() if linear_noise else tuple(noise),
+                  told=(lambda x, t: (0.2 * x).abs().clamp_min(1e-3)) if linear_noise else None)
 
 
 def lorenz96(d: int) -> System:
