@@ -98,7 +98,7 @@ def condensed(matrix: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, 
     return r[:-1, :-1], r[:-1, -1], torch.eye(unknowns).to(r), rest
 
 
-def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds: int = 60,
+def explain(observed: Tensor, noise: Tensor, components: Sequence[Component], rounds: int = 60,
             rest: Rest = NOTHING) -> Explained:
     """Finds the variances of most evidence.
 
@@ -113,39 +113,10 @@ def explain(observed: Tensor, noise: Tensor, components: list[Component], rounds
         rounds: updates at most.
         rest: further observations, for which any further noise must be a multiple of C.
     """
-    is_noise = torch.tensor([c.noise for c in components]).to(observed)
-    kernels = torch.stack([c.kernel for c in components])
-    least, most = (torch.tensor(bound).to(observed) for bound in zip(*((c.least, c.most) for c in components), strict=True))
-
-    def under(variances: Tensor) -> _State:
-        factor, _ = torch.linalg.cholesky_ex(noise + torch.einsum("g,gij->ij", variances, kernels))
-        dual = torch.cholesky_solve(observed[:, None], factor)[:, 0]
-        level = 1 + float(variances @ is_noise)
-        evidence = -0.5 * float(observed @ dual) - float(factor.diagonal().log().sum()) - rest.log_root
-        return _State(variances, factor, dual, level,
-                      evidence - 0.5 * (rest.square / level + rest.number * math.log(level)))
-
-    now = under(torch.tensor([c.start for c in components]).to(observed))
-    for _ in range(rounds):
-        inverse = torch.cholesky_inverse(now.factor)
-        seen = torch.einsum("i,gij,j->g", now.dual, kernels, now.dual) + rest.square / now.level**2 * is_noise
-        ratio = seen / (torch.einsum("ij,gij->g", inverse, kernels) + rest.number / now.level * is_noise)
-        for power in (1.0, 0.5):
-            then = under((now.variances * ratio.clamp_min(0) ** power).clamp(least, most))
-            if then.log_evidence >= now.log_evidence:
-                break
-        settled = torch.allclose(then.variances, now.variances, rtol=SETTLED, atol=NOUGHT)
-        now = then
-        if settled:
-            break
-    whole = noise + torch.einsum("g,gij->ij", now.variances * is_noise, kernels)
-    # What is left is e = whole u, and in units of that noise its square is u^T whole u.
-    left_over = float((torch.cholesky_inverse(now.factor) * whole).sum()) + rest.number
-    square = float(now.dual @ whole @ now.dual) + rest.square / now.level
-    return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
+    return _Regression(observed, noise, components, rest).explain(range(len(components)), rounds)
 
 
-def explain_sparingly(observed: Tensor, noise: Tensor, components: list[Component], trials: Sequence[Trial],
+def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Component], trials: Sequence[Trial],
                       rounds: int = 60, rest: Rest = NOTHING, left_out: Collection[int] = ()) -> Explained:
     """Finds the variances of most evidence without the components that the data do not clearly ask for.
 
@@ -161,27 +132,66 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: list[Componen
         rest: as :func:`explain` takes it.
         left_out: components that are left out already.
     """
+    regression = _Regression(observed, noise, components, rest)
     kept = [k for k in range(len(components)) if k not in left_out]
-
-    def without(place: int | None) -> tuple[list[int], Explained]:
-        places = [k for k in kept if k != place]
-        found = explain(observed, noise, [components[k] for k in places], rounds, rest)
-        variances = torch.zeros(len(components)).to(observed)
-        variances[places] = found.variances
-        return places, found._replace(variances=variances)
-
-    _, now = without(None)
+    now = regression.explain(kept, rounds)
     for trial in trials:
         most = now.log_evidence
         for k in trial.order:
+            places = [place for place in kept if place != k]
             if now.variances[k] < NOUGHT:
-                kept = [place for place in kept if place != k]
+                kept = places
                 continue
-            places, then = without(k)
+            then = regression.explain(places, rounds)
             most = max(most, then.log_evidence)
             if then.log_evidence >= most - trial.proof:
                 kept, now = places, then
     return now._replace(variances=now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed))
+
+
+class _Regression:
+    """Observations, and the components that may explain them."""
+
+    def __init__(self, observed: Tensor, noise: Tensor, components: Sequence[Component], rest: Rest) -> None:
+        self.observed, self.noise, self.rest = observed, noise, rest
+        self.is_noise = torch.tensor([c.noise for c in components]).to(observed)
+        # Laid out once, however many choices of them are tried: a matrix of all observations for each.
+        self.kernels = torch.stack([c.kernel for c in components])
+        bounds = zip(*((c.start, c.least, c.most) for c in components), strict=True)
+        self.start, self.least, self.most = (torch.tensor(bound).to(observed) for bound in bounds)
+
+    def explain(self, kept: Collection[int], rounds: int) -> Explained:
+        """Finds the variances of most evidence of some components; those of the others are zero."""
+        there = torch.tensor([k in kept for k in range(len(self.start))]).to(self.observed)
+        now, rest = self._under(self.start * there), self.rest
+        for _ in range(rounds):
+            inverse = torch.cholesky_inverse(now.factor)
+            seen = (self.kernels @ now.dual) @ now.dual + rest.square / now.level**2 * self.is_noise
+            ratio = seen / (self.kernels.flatten(1) @ inverse.flatten() + rest.number / now.level * self.is_noise)
+            for power in (1.0, 0.5):
+                then = self._under((now.variances * ratio.clamp_min(0) ** power).clamp(self.least, self.most) * there)
+                if then.log_evidence >= now.log_evidence:
+                    break
+            settled = torch.allclose(then.variances, now.variances, rtol=SETTLED, atol=NOUGHT)
+            now = then
+            if settled:
+                break
+        whole = self.noise + self._sum(now.variances * self.is_noise)
+        # What is left is e = whole u, and in units of that noise its square is u^T whole u.
+        left_over = float((torch.cholesky_inverse(now.factor) * whole).sum()) + rest.number
+        square = float(now.dual @ whole @ now.dual) + rest.square / now.level
+        return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
+
+    def _under(self, variances: Tensor) -> _State:
+        factor, _ = torch.linalg.cholesky_ex(self.noise + self._sum(variances))
+        dual = torch.cholesky_solve(self.observed[:, None], factor)[:, 0]
+        level = 1 + float(variances @ self.is_noise)
+        evidence = -0.5 * float(self.observed @ dual) - float(factor.diagonal().log().sum()) - self.rest.log_root
+        return _State(variances, factor, dual, level,
+                      evidence - 0.5 * (self.rest.square / level + self.rest.number * math.log(level)))
+
+    def _sum(self, variances: Tensor) -> Tensor:
+        return (variances @ self.kernels.flatten(1)).view_as(self.noise)
 
 
 class _State(NamedTuple):
