@@ -28,8 +28,8 @@ __all__ = ["Group", "coefficients", "path_error", "present_readouts", "prior_gro
            "trials"]
 
 LARGEST_CHANGE = 0.5
-# Of the correction for chance in the matrix, in squared sampling errors a coordinate.
-LARGEST_CORRECTION = 2.5
+# Of the correction for chance in the matrix, in squared sampling errors a coordinate. One that is slight is made once.
+SLIGHT_CORRECTION, LARGEST_CORRECTION = 2.5, 10.0
 # Coordinates that have a group each for the features of their own: each group costs a matrix of all equations.
 MOST_APART = 10
 
@@ -140,8 +140,8 @@ def coefficients(matrix: Tensor, groups: Sequence[Group], variances: Tensor, dua
 
 
 def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, groups: Sequence[Group],
-                 variances: Tensor) -> Tensor:
-    """What chance in the matrix adds to the solution: H^-1 c with H = A^T C^-1 A + V^-1, shape (U,)."""
+                 variances: Tensor) -> tuple[Tensor, bool]:
+    """What chance in the matrix adds to the solution, H^-1 c with H = A^T C^-1 A + V^-1, shape (U,); if it is slight."""
     noise = (1 + variances[0]) * noise
     prior = torch.zeros(matrix.shape[1]).to(matrix)
     for group, variance in zip(groups, variances[1:], strict=True):
@@ -150,9 +150,8 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
     # By the inverse of S = C + A V A^T, as few rows as there are equations.
     shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
     moved = matrix @ shift
-    bound = LARGEST_CORRECTION * max(equations.model.drift.dim, 2)
-    # It is of first order: of one much larger than the sampling error itself, as from few points, a part is enough.
-    return shift * (bound / (moved @ torch.linalg.solve(noise, moved)).clamp_min(bound)).sqrt()
+    size = moved @ torch.linalg.solve(noise, moved) / max(equations.model.drift.dim, 2)
+    return shift * (LARGEST_CORRECTION / size.clamp_min(LARGEST_CORRECTION)).sqrt(), bool(size <= SLIGHT_CORRECTION)
 
 
 @torch.no_grad()
@@ -170,12 +169,12 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
     split = fields[0].get_readout().numel()
     end = split + fields[1].get_readout().numel()
     # Once: every trial is an evidence of its own. By then the linearisation is near, and there are rounds left to follow.
-    decisive, left_out = rounds // 2, frozenset[int]()
+    decisive, left_out, corrects = rounds // 2, frozenset[int](), False
     if saved is not None:
         with restoring():
             # Whatever it says, no more rounds than there were to be, and one at least for what it returns.
             rounds = min(max(int(saved["rounds"]), 1), rounds)
-            left_out = frozenset(map(int, saved["left_out"])) - {0}
+            left_out, corrects = frozenset(map(int, saved["left_out"])) - {0}, bool(saved["corrects"])
             for field, readout in zip(fields, saved["readouts"], strict=True):
                 field.set_readout(readout.reshape(field.get_readout().shape))
     for left_over in range(rounds - 1, -1, -1):
@@ -193,9 +192,13 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         if left_over == decisive:
             left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}
         change = centre + coefficients(seen, groups, explained.variances[1:], explained.dual) - values
-        if not left_over:
-            # Once: where chance is most of the matrix, repeated corrections would feed on each other.
-            change = change - _attenuation(equations, matrix, noise, groups, explained.variances)
+        if corrects or left_over in (decisive, 0):
+            attenuation, slight = _attenuation(equations, matrix, noise, groups, explained.variances)
+            # Of few points chance is much of the matrix. Left to the last round, the noise of a coordinate may have gone to
+            # zero by then, from where no step of first order leads back.
+            corrects = corrects or not slight
+            if corrects or not left_over:
+                change = change - attenuation
         # The diffusion is linearised: no more than a moderate step at once.
         largest = change[split:end].abs().amax() if end > split else change.new_zeros(())
         change = change * (LARGEST_CHANGE / largest.clamp_min(LARGEST_CHANGE))
@@ -205,10 +208,11 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         for field, part in zip(fields, values.tensor_split([split, end]), strict=False):
             field.set_readout(part.view_as(field.get_readout()))
         if offer is not None and left_over:
-            offer(partial(_solution, fields, left_over, left_out))
+            offer(partial(_solution, fields, left_over, left_out, corrects))
     return explained
 
 
-def _solution(fields: Sequence[AbstractField | Growth], rounds: int, left_out: frozenset[int]) -> State:
+def _solution(fields: Sequence[AbstractField | Growth], rounds: int, left_out: frozenset[int], corrects: bool) -> State:
     """What the rounds so far have found, and how many are left."""
-    return {"rounds": rounds, "left_out": sorted(left_out), "readouts": [field.get_readout() for field in fields]}
+    return {"rounds": rounds, "left_out": sorted(left_out), "corrects": corrects,
+            "readouts": [field.get_readout() for field in fields]}

@@ -7,7 +7,7 @@ from test_projection import exact_gaussian_path
 from torch import nn
 from torch.quasirandom import SobolEngine
 
-from fpsde import moments, readouts
+from fpsde import FokkerPlanckSDE, moments, readouts
 from fpsde.diffusion import ConstantDiffusion, KnownDiffusion, StateDiffusion
 from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR
 from fpsde.fokker_planck import FokkerPlanckLoss
@@ -16,7 +16,7 @@ from fpsde.growth import Growth
 from fpsde.hollow import HollowNet
 from fpsde.mixture import initial_path
 from fpsde.moments import MomentEquations
-from fpsde.readouts import LARGEST_CORRECTION, _attenuation, prior_groups, solve_moments
+from fpsde.readouts import SLIGHT_CORRECTION, _attenuation, prior_groups, solve_moments
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 22])
@@ -244,16 +244,34 @@ def test_a_correction_for_chance_is_cut_short_where_it_is_larger_than_its_bound(
     groups = prior_groups(equations, matrix)
 
     def correction():
-        shift = _attenuation(equations, matrix, noise, groups, torch.tensor([0.0, *[1.0] * len(groups)]).double())
+        shift, slight = _attenuation(equations, matrix, noise, groups, torch.tensor([0.0, *[1.0] * len(groups)]).double())
         moved = matrix @ shift
-        return shift, float(moved @ torch.linalg.solve(noise, moved))
+        return shift, float(moved @ torch.linalg.solve(noise, moved)), slight
 
-    whole, size = correction()
-    assert 0 < size < 2 * LARGEST_CORRECTION
+    whole, size, slight = correction()
+    assert slight
+    assert 0 < size < 2 * SLIGHT_CORRECTION
+    monkeypatch.setattr(readouts, "SLIGHT_CORRECTION", size / 4)
     monkeypatch.setattr(readouts, "LARGEST_CORRECTION", size / 8)
-    short, cut = correction()
+    short, cut, slight = correction()
+    assert not slight
     assert cut == pytest.approx(size / 4, rel=1e-6)
     close(short, whole / 2, 1e-8)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_noise_does_not_lean_to_zero_where_points_are_few(seed):
+    """Four coupled coordinates, 60 points: with one correction for chance, at the end, the last one's noise came out halved."""
+    rng = np.random.default_rng(seed)
+    drift = np.array([[-0.6, 0.7, -0.9, 0.4], [-0.6, -0.8, 0.3, -0.8], [1.0, -0.4, -1.0, 0.6], [-0.5, 0.7, -0.5, -1.2]])
+    noise, times = np.array([0.7, 0.3, 0.5, 0.9]), np.linspace(0, 4, 6)
+    x = np.array([2.0, -1.0, 3.0, 0.0]) + rng.normal(size=(len(times), 60, 4)) * [0.2, 2.0, 0.5, 1.0]
+    for j in range(1, len(times)):
+        for _ in range(round(200 * times[j])):
+            x[j] += 0.005 * x[j] @ drift.T + np.sqrt(0.005) * noise * rng.normal(size=x[j].shape)
+    model = FokkerPlanckSDE(2, drift="autonomous", diffusion="constant", hidden=(16,), max_steps=40, random_state=0,
+                            device="cpu").fit(x.reshape(-1, 4), np.repeat(times, 60))
+    assert model.diffusion(x[0, :1], 0.0)[0] / noise == pytest.approx(1, abs=0.3)
 
 
 def test_weights_stand_for_repeated_points():
