@@ -55,6 +55,19 @@ def test_on_the_cpu(gpu, tmp_path):
         assert 0 < float(errors["float32"][name]) < 1e-4 < float(errors["bf16"][name]) < 0.1
 
 
+def test_what_a_seed_gave_is_kept_for_further_runs(gpu, tmp_path):
+    from wide import Errors, kept
+
+    path, key, found = tmp_path / "store.jsonl", ["double well", 1, 11, 200, "free", 0], Errors(0.1, 0.2, remark="slow")
+    assert kept(path, key, lambda: found, only=True) is None
+    assert not path.exists()
+    assert kept(path, key, lambda: found) == found
+    assert kept(path, [*key[:-1], 1], lambda: None) is None
+    for other, expected in ((key, found), ([*key[:-1], 1], None)):
+        assert kept(path, other, lambda: pytest.fail("measured again")) == expected
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_products_are_counted_one_by_one(gpu):
     a, b = torch.ones(64, 32), torch.ones(32, 8)
     work, size = 2 * 64 * 32 * 8, 4 * (64 * 32 + 32 * 8 + 64 * 8)
