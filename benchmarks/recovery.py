@@ -108,6 +108,8 @@ def main() -> None:
     arguments = parser().parse_args()
     if arguments.suite == "core" and (arguments.snapshots or arguments.points):
         parser().error("--snapshots and --points go with --suite wide; core has 11 snapshots of 200 or 2000 points")
+    if arguments.stored and not arguments.store:
+        parser().error("--stored makes the table of what --store FILE holds: name it")
     torch.set_num_threads(1)
     command = f"--seeds {arguments.seeds} --steps {arguments.steps} --components {arguments.components} " \
               f"--diffusion {arguments.diffusion}{' --positive' if arguments.positive else ''}" \

@@ -14,6 +14,7 @@ runs, several at a time too, take what is there.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import resource
@@ -28,7 +29,7 @@ import numpy as np
 from baseline import linear_baseline
 from likelihood import Fields, maximum_likelihood
 from scores import matches, relative_error, spread
-from systems import WIDE, System
+from systems import WIDE, Array, System
 
 from fpsde import FokkerPlanckSDE
 from fpsde.metrics import wasserstein
@@ -67,19 +68,24 @@ class Draws:
         truth = (self.system.drift, self.system.diffusion)
         return tuple(relative_error(g(self.fresh), f(self.fresh)) for g, f in zip(fields, truth, strict=True))
 
-    def unseen(self, model: FokkerPlanckSDE) -> tuple[float | None, float]:
-        """Mean W1 at the times midway between snapshots, None if paths become infinite, and its floor."""
-        times, first, scale = np.unique(self.t), self.x[self.t == self.t.min()], self.x.std(0)
+    @functools.cached_property
+    def truth(self) -> tuple[Array, list[Array], Array]:
+        """Times midway between snapshots, twice as many draws there as are compared, and where predictions start."""
+        times, first = np.unique(self.t), self.x[self.t == self.t.min()]
         middle = (times[1:] + times[:-1]) / 2
         draws = self.system.run(2 * COMPARED, middle, self.rng)
-        floor = [wasserstein(y[:COMPARED] / scale, y[COMPARED:] / scale) for y in draws]
-        start = first[self.rng.choice(len(first), COMPARED, replace=len(first) < COMPARED)]
+        return middle, draws, first[self.rng.choice(len(first), COMPARED, replace=len(first) < COMPARED)]
+
+    def unseen(self, model: FokkerPlanckSDE) -> tuple[float | None, float]:
+        """Mean W1 at the times midway between snapshots, None if paths become infinite, and its floor."""
+        (middle, draws, start), scale = self.truth, self.x.std(0)
+        floor = float(np.mean([wasserstein(y[:COMPARED] / scale, y[COMPARED:] / scale) for y in draws]))
         try:
-            paths = model.simulate(start, np.concatenate([times[:1], middle]), random_state=0)[1:]
+            paths = model.simulate(start, np.concatenate([[self.t.min()], middle]), random_state=0)[1:]
         except ArithmeticError:
-            return None, float(np.mean(floor))
-        return float(np.mean([wasserstein(y / scale, z[:COMPARED] / scale) for y, z in zip(paths, draws, strict=True)])), \
-            float(np.mean(floor))
+            return None, floor
+        apart = [wasserstein(y / scale, z[:COMPARED] / scale) for y, z in zip(paths, draws, strict=True)]
+        return float(np.mean(apart)), floor
 
 
 def fitted(draws: Draws, seed: int, arguments: argparse.Namespace, told: bool) -> Errors:
@@ -149,11 +155,12 @@ def line(system: System, snapshots: int, points: int, arguments: argparse.Namesp
     """A row of the table; empty if there is no fit of ours."""
     settings = [arguments.diffusion, arguments.steps, arguments.components]
 
-    def measured(what: str, sets: int, way: Callable[[Draws, int], Errors | None], *settings: Any) -> list[Errors]:
-        found = [kept(arguments.store, [system.name, system.dim, snapshots, points, what, seed, *settings],
-                      lambda seed=seed: way(Draws(system, seed, snapshots, points), seed), arguments.stored)
-                 for seed in range(sets)]
-        return [errors for errors in found if errors is not None]
+    draws = functools.cache(lambda seed: Draws(system, seed, snapshots, points))
+
+    def measured(what: str, sets: int, way: Callable[[Draws, int], Errors | None], *settings: Any) -> dict[int, Errors]:
+        found = {seed: kept(arguments.store, [system.name, system.dim, snapshots, points, what, seed, *settings],
+                            lambda seed=seed: way(draws(seed), seed), arguments.stored) for seed in range(sets)}
+        return {seed: errors for seed, errors in found.items() if errors is not None}
 
     free = measured("free", arguments.seeds, lambda draws, seed: fitted(draws, seed, arguments, told=False), *settings)
     told = measured("told", 0 if arguments.no_given else arguments.seeds,
@@ -162,17 +169,17 @@ def line(system: System, snapshots: int, points: int, arguments: argparse.Namesp
                       lambda draws, seed: Errors(*draws.errors(linear_baseline(draws.x, draws.t))))
     best = measured("limit", max(LIMIT_SETS, arguments.seeds) if system.form else 0, lambda draws, seed: most_likely(draws))
     remarks = [f"{who}seed {seed}: {errors.remark}" for who, rows in (("", free), ("told g, ", told))
-               for seed, errors in enumerate(rows) if errors.remark]
+               for seed, errors in rows.items() if errors.remark]
     if not free:
         return ""
     if system.form and len(best) < LIMIT_SETS:
         remarks.append(f"limit from {len(best)} sets of data")
 
-    def shown(rows: list[Errors], name: str, *form: Any) -> str:
-        return spread([getattr(row, name) for row in rows], *form, short=True)
+    def shown(rows: dict[int, Errors], name: str, *form: Any) -> str:
+        return spread([getattr(row, name) for row in rows.values()], *form, short=True)
 
     distances = [shown(rows, name, 1.0, 2) for rows, name in ((free, "unseen"), (told, "unseen"), (free, "floor"))]
     cells = [system.name, system.dim, snapshots, points, len(free), shown(free, "drift"), shown(told, "drift"),
              shown(best, "drift"), shown(free, "diffusion"), shown(best, "diffusion"), *distances, shown(linear, "drift"),
-             shown(linear, "diffusion"), f"{np.mean([row.seconds for row in free]):.0f}", "; ".join(remarks)]
+             shown(linear, "diffusion"), f"{np.mean([row.seconds for row in free.values()]):.0f}", "; ".join(remarks)]
     return "| " + " | ".join(map(str, cells)) + " |"
