@@ -86,6 +86,9 @@ class PriorDrift(AbstractDrift):
     def groups(self) -> Tensor:
         return self.learned.groups()
 
+    def sources(self) -> Tensor:
+        return self.learned.sources()
+
 
 def learned(drift: AbstractDrift) -> AbstractDrift:
     """Returns the part of a drift that is learned."""

@@ -23,21 +23,21 @@ __all__ = ["NOTHING", "Component", "Explained", "Rest", "Trial", "condensed", "e
 
 # A variance that no longer matters may halve for ever.
 SETTLED, NOUGHT = 1e-3, 1e-9
+# The most columns of a group whose covariance is not laid out.
+NARROW = 20
 
 
 class Component(NamedTuple):
     """A part of the covariance of the observations whose variance is looked for."""
 
-    kernel: Tensor
-    """A A^T of a group of coefficients, or a covariance of the noise, shape (n, n)."""
+    factor: Tensor | None
+    """A of a group of coefficients, shape (n, U_g); None of further noise, in units of C, which explains nothing."""
     start: float
     """Where the search for its variance starts."""
     most: float
     """Largest variance allowed."""
     least: float = 0.0
     """Smallest variance allowed; the largest too, if nothing is to be looked for."""
-    noise: bool = False
-    """Whether it is noise, which explains nothing."""
 
 
 class Rest(NamedTuple):
@@ -68,10 +68,13 @@ class Explained(NamedTuple):
 class Trial(NamedTuple):
     """Components that there may be or not."""
 
-    order: Sequence[int]
-    """Their places, in the order in which it is tried to do without them."""
+    order: Sequence[Sequence[int]]
+    """Their places, in the order in which it is tried to do without them; first as many at once as can go of those that are
+    named together."""
     proof: float
     """By how much all that are left out would have to raise the log evidence to be kept."""
+    price: float = 0.0
+    """By how much each of several that are named together must raise it besides: the log odds against there being one."""
 
 
 def condensed(matrix: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Rest]:
@@ -111,7 +114,7 @@ def explain(observed: Tensor, noise: Tensor, components: Sequence[Component], ro
         noise: C, shape (n, n), positive definite.
         components: the groups and any further noise.
         rounds: updates at most.
-        rest: further observations, for which any further noise must be a multiple of C.
+        rest: further observations.
     """
     return _Regression(observed, noise, components, rest).explain(range(len(components)), rounds)
 
@@ -136,16 +139,21 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
     kept = [k for k in range(len(components)) if k not in left_out]
     now = regression.explain(kept, rounds)
     for trial in trials:
-        most = now.log_evidence
-        for k in trial.order:
-            places = [place for place in kept if place != k]
-            if now.variances[k] < NOUGHT:
-                kept = places
-                continue
-            then = regression.explain(places, rounds)
-            most = max(most, then.log_evidence)
-            if then.log_evidence >= most - trial.proof:
-                kept, now = places, then
+        priced = {k for part in trial.order if len(part) > 1 for k in part}
+        most = now.log_evidence - trial.price * len(priced.intersection(kept))
+        for part in trial.order:
+            slight = regression.slight(now.variances, part, trial.proof + trial.price) if len(part) > 1 else []
+            halves = [slight[:len(slight) >> times] for times in range(len(slight).bit_length())]
+            for gone in [*halves, *([k] for k in part)]:
+                gone = [k for k in gone if k in kept]
+                if not gone:
+                    continue
+                places = [place for place in kept if place not in gone]
+                then = regression.explain(places, rounds) if bool((now.variances[gone] >= NOUGHT).any()) else now
+                worth = then.log_evidence - trial.price * len(priced.intersection(places))
+                most = max(most, worth)
+                if worth >= most - trial.proof:
+                    kept, now = places, then
     return now._replace(variances=now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed))
 
 
@@ -154,9 +162,15 @@ class _Regression:
 
     def __init__(self, observed: Tensor, noise: Tensor, components: Sequence[Component], rest: Rest) -> None:
         self.observed, self.noise, self.rest = observed, noise, rest
-        self.is_noise = torch.tensor([c.noise for c in components]).to(observed)
-        # Laid out once, however many choices of them are tried: a matrix of all observations for each.
-        self.kernels = torch.stack([c.kernel for c in components])
+        self.is_noise = torch.tensor([c.factor is None for c in components], device=observed.device)
+        factors = {k: c.factor for k, c in enumerate(components) if c.factor is not None}
+        # A covariance is laid out once, however many choices of components are tried, but takes memory and time of its own:
+        # of narrow groups, of which there may be hundreds, the columns that are live are multiplied anew.
+        self.kernels = {k: factor @ factor.T for k, factor in factors.items() if factor.shape[1] > NARROW}
+        narrow = {k: factor for k, factor in factors.items() if k not in self.kernels}
+        self.columns = torch.cat([noise.new_zeros(len(noise), 0), *narrow.values()], 1)
+        self.owner = torch.tensor([k for k, factor in narrow.items() for _ in range(factor.shape[1])], dtype=torch.long,
+                                  device=observed.device)
         bounds = zip(*((c.start, c.least, c.most) for c in components), strict=True)
         self.start, self.least, self.most = (torch.tensor(bound).to(observed) for bound in bounds)
 
@@ -165,33 +179,74 @@ class _Regression:
         there = torch.tensor([k in kept for k in range(len(self.start))]).to(self.observed)
         now, rest = self._under(self.start * there), self.rest
         for _ in range(rounds):
-            inverse = torch.cholesky_inverse(now.factor)
-            seen = (self.kernels @ now.dual) @ now.dual + rest.square / now.level**2 * self.is_noise
-            ratio = seen / (self.kernels.flatten(1) @ inverse.flatten() + rest.number / now.level * self.is_noise)
+            seen, expected = self._squares(now)
+            ratio = ((seen + rest.square / now.level**2 * self.is_noise)
+                     / (expected + rest.number / now.level * self.is_noise).clamp_min(torch.finfo(seen.dtype).tiny))
             for power in (1.0, 0.5):
-                then = self._under((now.variances * ratio.clamp_min(0) ** power).clamp(self.least, self.most) * there)
+                variances = (now.variances * ratio.clamp_min(0) ** power).clamp(self.least, self.most) * there
+                # Once it no longer matters, a group is gone: its columns cost nothing from then on.
+                then = self._under(variances * ((variances > NOUGHT) | self.is_noise))
                 if then.log_evidence >= now.log_evidence:
                     break
             settled = torch.allclose(then.variances, now.variances, rtol=SETTLED, atol=NOUGHT)
             now = then
             if settled:
                 break
-        whole = self.noise + self._sum(now.variances * self.is_noise)
-        # What is left is e = whole u, and in units of that noise its square is u^T whole u.
-        left_over = float((torch.cholesky_inverse(now.factor) * whole).sum()) + rest.number
-        square = float(now.dual @ whole @ now.dual) + rest.square / now.level
+        # What is left is e = level C u, and its square in units of that noise level u^T C u.
+        square, left_over = self._of_noise(now, self._of_groups(now)[1])
+        square, left_over = now.level * square + rest.square / now.level, now.level * left_over + rest.number
         return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
 
-    def _under(self, variances: Tensor) -> _State:
-        factor, _ = torch.linalg.cholesky_ex(self.noise + self._sum(variances))
-        dual = torch.cholesky_solve(self.observed[:, None], factor)[:, 0]
-        level = 1 + float(variances @ self.is_noise)
-        evidence = -0.5 * float(self.observed @ dual) - float(factor.diagonal().log().sum()) - self.rest.log_root
-        return _State(variances, factor, dual, level,
-                      evidence - 0.5 * (self.rest.square / level + self.rest.number * math.log(level)))
+    def slight(self, variances: Tensor, places: Sequence[int], most: float) -> list[int]:
+        """Those of some narrow groups without which the log evidence falls by less, if all else stays; the least first."""
+        now, losses = self._under(variances), {}
+        for k in [k for k in places if k not in self.kernels]:
+            columns = self.columns[:, self.owner == k] * variances[k].sqrt()
+            whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
+            # Without them |S| is |1 - W^T W| times what it is, and y^T S^-1 y larger by a square of their own.
+            root, _ = torch.linalg.cholesky_ex(torch.eye(columns.shape[1]).to(columns) - whitened.T @ whitened)
+            own = torch.linalg.solve_triangular(root, (now.dual @ columns)[:, None], upper=False)
+            losses[k] = 0.5 * float(own.square().sum()) + float(root.diagonal().log().sum())
+        return sorted((k for k in losses if losses[k] < most), key=losses.__getitem__)
 
-    def _sum(self, variances: Tensor) -> Tensor:
-        return (variances @ self.kernels.flatten(1)).view_as(self.noise)
+    def _under(self, variances: Tensor) -> _State:
+        level = 1 + float(variances[self.is_noise].sum())
+        live = (variances[self.owner] > 0).nonzero()[:, 0]
+        scaled = self.columns[:, live] * variances[self.owner[live]].sqrt()
+        whole = torch.addmm(self.noise, scaled, scaled.T, beta=level)
+        for k, kernel in self.kernels.items():
+            if variances[k] > 0:
+                whole.add_(kernel, alpha=float(variances[k]))
+        factor, _ = torch.linalg.cholesky_ex(whole)
+        dual = torch.cholesky_solve(self.observed[:, None], factor)[:, 0]
+        evidence = -0.5 * float(self.observed @ dual) - float(factor.diagonal().log().sum()) - self.rest.log_root
+        evidence -= 0.5 * (self.rest.square / level + self.rest.number * math.log(level))
+        return _State(variances, factor, dual, level, evidence)
+
+    def _squares(self, now: _State) -> tuple[Tensor, Tensor]:
+        """The squares u^T K u and what is expected of them, tr(S^-1 K), for the covariance K of each component: (G,), (G,)."""
+        seen, expected = self._of_groups(now)
+        square, left_over = self._of_noise(now, expected)
+        return torch.where(self.is_noise, square, seen), torch.where(self.is_noise, left_over, expected)
+
+    def _of_groups(self, now: _State) -> tuple[Tensor, Tensor]:
+        """The same, nought for noise and for groups that are gone."""
+        seen, expected = torch.zeros_like(now.variances), torch.zeros_like(now.variances)
+        live = (now.variances[self.owner] > 0).nonzero()[:, 0]
+        columns, owner = self.columns[:, live], self.owner[live]
+        whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
+        seen.index_add_(0, owner, (now.dual @ columns).square())
+        expected.index_add_(0, owner, whitened.square().sum(0))
+        inverse = torch.cholesky_inverse(now.factor).flatten()
+        for k, kernel in self.kernels.items():
+            if now.variances[k] > 0:
+                seen[k], expected[k] = now.dual @ kernel @ now.dual, kernel.flatten() @ inverse
+        return seen, expected
+
+    def _of_noise(self, now: _State, expected: Tensor) -> tuple[float, float]:
+        """The same of C, for S is level C and what the groups have of it."""
+        return (float(now.dual @ self.noise @ now.dual),
+                (len(self.observed) - float(now.variances @ expected)) / now.level)
 
 
 class _State(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["ADDITIVE", "COUPLED", "CUBE", "FREE", "LIBRARY", "LINEAR", "OWN", "OWN_LINEAR", "PRODUCT", "AbstractField",
@@ -63,6 +64,10 @@ class AbstractField(nn.Module):
         for products of two, 5 for features of its own coordinate, 6 for other functions of single ones, 7 for features
         that couple coordinates.
         """
+
+    def sources(self) -> Tensor:
+        """Returns the coordinate that each entry of the readout reacts to, shape (R, P); -1 if several or if not known."""
+        return torch.full_like(self.groups(), -1)
 
 
 def is_linear(kinds: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.projection import ReadoutSolver, Ridge
-from fpsde.readouts import coefficients, path_error, priors
+from fpsde.readouts import PATH_ERROR, coefficients, priors
 from fpsde.uncertainty import standard_errors
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
@@ -193,13 +193,15 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     (spreading, spread), noise = equations.spreading(), equations.noise()
     groups = priors(equations.transport, drift)
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
-    whole = [path_error(noise), *(
+    whole = [PATH_ERROR, *(
         group.prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE)
         if group.kind <= LINEAR else group.prior for group in groups)]
     start = explain(equations.unmoved() - spread, noise, whole)
     allowed = 1 + start.variances[0]
-    kernels = [variance * group.prior.kernel for variance, group in zip(start.variances[1:], groups, strict=True)]
-    bent = torch.stack(kernels).sum(0)
+    bent = torch.zeros_like(noise)
+    for variance, group in zip(start.variances[1:], groups, strict=True):
+        columns = equations.transport[:, group.places]
+        bent += variance * columns @ columns.T
     misfit = []
     for scale in SCALES:
         observed = equations.unmoved() - scale**2 * spread

@@ -10,6 +10,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 from fpsde.evidence import Component, Explained, Trial, condensed, explain_sparingly
-from fpsde.field import COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, AbstractField
+from fpsde.field import ADDITIVE, COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
 from fpsde.train import Offer, State, restoring
 
-__all__ = ["Group", "coefficients", "path_error", "present_readouts", "prior_groups", "priors", "solve_moments",
+__all__ = ["PATH_ERROR", "Group", "coefficients", "present_readouts", "prior_groups", "priors", "solve_moments",
            "trials"]
 
 LARGEST_CHANGE = 0.5
@@ -32,9 +33,12 @@ LARGEST_CHANGE = 0.5
 SLIGHT_CORRECTION, LARGEST_CORRECTION = 2.5, 10.0
 # Coordinates that have a group each for the features of their own: each group costs a matrix of all equations.
 MOST_APART = 10
+# Coordinates from which each has a group for the bends that each other one, and itself, adds to its drift.
+LEAST_ACTING = 3
 
 UNKNOWN = 1e4
-PATH_ERROR_START, PATH_ERROR_MOST = 0.1, 100.0
+# What the path gets wrong between the snapshots, as a multiple of the sampling error.
+PATH_ERROR = Component(None, 0.1, 100.0)
 ROUGH_ROUNDS, FINE_ROUNDS = 15, 60
 
 
@@ -72,11 +76,6 @@ class Group(NamedTuple):
     bends: Bends
 
 
-def path_error(noise: Tensor) -> Component:
-    """Returns what the path gets wrong between the snapshots, as a multiple of the sampling error."""
-    return Component(noise, PATH_ERROR_START, PATH_ERROR_MOST, noise=True)
-
-
 def priors(matrix: Tensor, field: AbstractField | Growth, bends: Bends = DRIFT, first: int = 0) -> list[Group]:
     """Groups the unknowns of one field, the simplest first.
 
@@ -87,18 +86,24 @@ def priors(matrix: Tensor, field: AbstractField | Growth, bends: Bends = DRIFT, 
         first: place of the first unknown.
     """
     kinds = field.groups()
-    coordinates = torch.arange(len(kinds), device=kinds.device)[:, None].expand_as(kinds).flatten()
-    kinds, groups = kinds.flatten(), []
-    for kind in kinds.unique().tolist():
-        places = (kinds == kind).nonzero()[:, 0]
+    d = len(kinds)
+    coordinates = torch.arange(d, device=kinds.device)[:, None].expand_as(kinds)
+    parts = torch.zeros_like(kinds)
+    if 1 < d <= MOST_APART:
         # One coordinate may bend in itself where another is straight.
-        apart = kind == OWN and 1 < len(coordinates.unique()) <= MOST_APART
-        for part in [places[coordinates[places] == c] for c in coordinates.unique()] if apart else [places]:
-            kernel = matrix[:, part] @ matrix[:, part].T
+        parts = torch.where(kinds == OWN, coordinates, parts)
+    if isinstance(field, AbstractField) and d >= LEAST_ACTING:
+        # Of many coordinates few act on each.
+        parts = torch.where(kinds == ADDITIVE, d * coordinates + field.sources(), parts)
+    kinds, parts, groups = kinds.flatten(), parts.flatten(), []
+    for kind in kinds.unique().tolist():
+        of_kind = (kinds == kind).nonzero()[:, 0]
+        for part in parts[of_kind].unique():
+            places = of_kind[parts[of_kind] == part]
             most = bends.most_own_linear if kind == OWN_LINEAR else bends.most
             # A level is not shrunk: it is as free as UNKNOWN lets it be.
             around = (UNKNOWN, UNKNOWN, UNKNOWN) if kind == FREE else (bends.start, most, 0.0)
-            groups.append(Group(kind, first + part, Component(kernel, *around), bends))
+            groups.append(Group(kind, first + places, Component(matrix[:, places], *around), bends))
     return groups
 
 
@@ -118,8 +123,18 @@ def trials(groups: Sequence[Group]) -> list[Trial]:
     Arguments:
         groups: as :func:`prior_groups` gives them; as components they come after the error of the path.
     """
-    return [Trial([k for k, group in reversed(list(enumerate(groups, 1)))
-                   if group.bends is bends and group.kind > bends.simple], bends.proof) for bends in (NOISE, DRIFT)]
+    found = []
+    for bends in (NOISE, DRIFT):
+        order: list[list[int]] = []
+        price = 0.0
+        for kind in range(COUPLED, bends.simple, -1):
+            places = [k for k, group in reversed(list(enumerate(groups, 1))) if group.bends is bends and group.kind == kind]
+            order += [places] if kind == ADDITIVE else [[k] for k in places]
+            if kind == ADDITIVE and len(places) > 1:
+                # Of the d coordinates that may act on one, one does.
+                price = 0.5 * math.log(len(places))
+        found.append(Trial(order, bends.proof, price))
+    return found
 
 
 def present_readouts(model: FokkerPlanckLoss) -> tuple[Tensor, Tensor]:
@@ -186,7 +201,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         seen, told, error, rest = condensed(matrix, observed, noise)
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
-        explained = explain_sparingly(told, error, [path_error(error), *(group.prior for group in groups)],
+        explained = explain_sparingly(told, error, [PATH_ERROR, *(group.prior for group in groups)],
                                       trials(groups) if left_over == decisive else [],
                                       ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
         if left_over == decisive:
