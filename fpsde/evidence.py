@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NOTHING", "Component", "Explained", "Rest", "Trial", "condensed", "explain", "explain_sparingly"]
+__all__ = ["NOTHING", "Component", "Explained", "Part", "Rest", "Trial", "condensed", "explain", "explain_sparingly"]
 
 # A variance that no longer matters may halve for ever.
 SETTLED, NOUGHT = 1e-3, 1e-9
@@ -65,16 +65,21 @@ class Explained(NamedTuple):
     log_evidence: float
 
 
+class Part(NamedTuple):
+    """Components that it is tried to do without: of several, first as many at once as can go, then one after the other."""
+
+    places: Sequence[int]
+    price: float = 0.0
+    """By how much each must raise the log evidence besides what is asked of all: the log odds against there being one."""
+
+
 class Trial(NamedTuple):
     """Components that there may be or not."""
 
-    order: Sequence[Sequence[int]]
-    """Their places, in the order in which it is tried to do without them; first as many at once as can go of those that are
-    named together."""
+    order: Sequence[Part]
+    """In the order in which it is tried to do without them."""
     proof: float
     """By how much all that are left out would have to raise the log evidence to be kept."""
-    price: float = 0.0
-    """By how much each of several that are named together must raise it besides: the log odds against there being one."""
 
 
 def condensed(matrix: Tensor, observed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Rest]:
@@ -139,18 +144,19 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
     kept = [k for k in range(len(components)) if k not in left_out]
     now = regression.explain(kept, rounds)
     for trial in trials:
-        priced = {k for part in trial.order if len(part) > 1 for k in part}
-        most = now.log_evidence - trial.price * len(priced.intersection(kept))
+        price = {k: part.price for part in trial.order for k in part.places}
+        most = now.log_evidence - sum(price.get(k, 0.0) for k in kept)
         for part in trial.order:
-            slight = regression.slight(now.variances, part, trial.proof + trial.price) if len(part) > 1 else []
+            several = len(part.places) > 1
+            slight = regression.slight(now.variances, part.places, trial.proof + part.price) if several else []
             halves = [slight[:len(slight) >> times] for times in range(len(slight).bit_length())]
-            for gone in [*halves, *([k] for k in part)]:
+            for gone in [*halves, *([k] for k in part.places)]:
                 gone = [k for k in gone if k in kept]
                 if not gone:
                     continue
                 places = [place for place in kept if place not in gone]
                 then = regression.explain(places, rounds) if bool((now.variances[gone] >= NOUGHT).any()) else now
-                worth = then.log_evidence - trial.price * len(priced.intersection(places))
+                worth = then.log_evidence - sum(price.get(k, 0.0) for k in places)
                 most = max(most, worth)
                 if worth >= most - trial.proof:
                     kept, now = places, then
@@ -224,7 +230,7 @@ class _Regression:
         return _State(variances, factor, dual, level, evidence)
 
     def _squares(self, now: _State) -> tuple[Tensor, Tensor]:
-        """The squares u^T K u and what is expected of them, tr(S^-1 K), for the covariance K of each component: (G,), (G,)."""
+        """The squares u^T K u and what is expected of them, tr(S^-1 K), K the covariance of each component: (G,), (G,)."""
         seen, expected = self._of_groups(now)
         square, left_over = self._of_noise(now, expected)
         return torch.where(self.is_noise, square, seen), torch.where(self.is_noise, left_over, expected)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fpsde.evidence import Component, Explained, Trial, condensed, explain_sparingly
-from fpsde.field import ADDITIVE, COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, AbstractField
+from fpsde.evidence import Component, Explained, Part, Trial, condensed, explain_sparingly
+from fpsde.field import ADDITIVE, COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, PRODUCT, AbstractField
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
@@ -33,8 +33,9 @@ LARGEST_CHANGE = 0.5
 SLIGHT_CORRECTION, LARGEST_CORRECTION = 2.5, 10.0
 # Coordinates that have a group each for the features of their own: each group costs a matrix of all equations.
 MOST_APART = 10
-# Coordinates from which each has a group for the bends that each other one, and itself, adds to its drift.
-LEAST_ACTING = 3
+# Kinds of which few are expected, and the coordinates from which each of them is a group of its own: the bends of one
+# coordinate in the drift of another, and a product of two in the drift of a third.
+SPARSE, LEAST_SPARSE = (ADDITIVE, PRODUCT), 3
 
 UNKNOWN = 1e4
 # What the path gets wrong between the snapshots, as a multiple of the sampling error.
@@ -92,9 +93,10 @@ def priors(matrix: Tensor, field: AbstractField | Growth, bends: Bends = DRIFT, 
     if 1 < d <= MOST_APART:
         # One coordinate may bend in itself where another is straight.
         parts = torch.where(kinds == OWN, coordinates, parts)
-    if isinstance(field, AbstractField) and d >= LEAST_ACTING:
-        # Of many coordinates few act on each.
+    if isinstance(field, AbstractField) and d >= LEAST_SPARSE:
+        # Of many coordinates few act on each, and of all products of two few are in the drift of one.
         parts = torch.where(kinds == ADDITIVE, d * coordinates + field.sources(), parts)
+        parts = torch.where(kinds == PRODUCT, torch.arange(kinds.numel(), device=kinds.device).view_as(kinds), parts)
     kinds, parts, groups = kinds.flatten(), parts.flatten(), []
     for kind in kinds.unique().tolist():
         of_kind = (kinds == kind).nonzero()[:, 0]
@@ -117,23 +119,24 @@ def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[Group]:
     return groups
 
 
-def trials(groups: Sequence[Group]) -> list[Trial]:
+def trials(groups: Sequence[Group], dim: int) -> list[Trial]:
     """Returns what it is tried to do without: of the noise, then of the drift, what couples first and what is simple last.
 
     Arguments:
         groups: as :func:`prior_groups` gives them; as components they come after the error of the path.
+        dim: number of coordinates.
     """
     found = []
     for bends in (NOISE, DRIFT):
-        order: list[list[int]] = []
-        price = 0.0
+        order: list[Part] = []
         for kind in range(COUPLED, bends.simple, -1):
             places = [k for k, group in reversed(list(enumerate(groups, 1))) if group.bends is bends and group.kind == kind]
-            order += [places] if kind == ADDITIVE else [[k] for k in places]
-            if kind == ADDITIVE and len(places) > 1:
-                # Of the d coordinates that may act on one, one does.
-                price = 0.5 * math.log(len(places))
-        found.append(Trial(order, bends.proof, price))
+            if kind in SPARSE and len(places) > 1:
+                # Of all that may be in the drift of a coordinate, one is expected to be.
+                order.append(Part(places, math.log(len(places) / dim)))
+            else:
+                order += [Part([k]) for k in places]
+        found.append(Trial(order, bends.proof))
     return found
 
 
@@ -202,7 +205,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
         explained = explain_sparingly(told, error, [PATH_ERROR, *(group.prior for group in groups)],
-                                      trials(groups) if left_over == decisive else [],
+                                      trials(groups, fields[0].dim) if left_over == decisive else [],
                                       ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
         if left_over == decisive:
             left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}

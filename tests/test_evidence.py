@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fpsde.evidence import NOTHING, Component, Trial, condensed, explain, explain_sparingly
+from fpsde.evidence import NOTHING, Component, Part, Trial, condensed, explain, explain_sparingly
 
 
 def regression(seed=0, n=120):
@@ -89,7 +89,7 @@ def nested(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_what_the_evidence_does_not_clearly_ask_for_is_left_out(seed):
     y, components = nested(seed)
-    found = explain_sparingly(y, NOISE, components, [Trial([[3], [2], [1]], 3.0)])
+    found = explain_sparingly(y, NOISE, components, [Trial([Part([3]), Part([2]), Part([1])], 3.0)])
     assert found.variances[1] > 0.3
     assert found.variances[2:].tolist() == [0.0, 0.0]
     assert found.log_evidence >= explain(y, NOISE, components).log_evidence - 3
@@ -100,10 +100,10 @@ def test_what_the_evidence_does_not_clearly_ask_for_is_left_out(seed):
 
 def test_of_two_that_say_nearly_the_same_the_one_tried_later_stays(close):
     y, components = nested(0)
-    found = explain_sparingly(y, NOISE, components, [Trial([[3], [1]], 1e3)])
+    found = explain_sparingly(y, NOISE, components, [Trial([Part([3]), Part([1])], 1e3)])
     assert found.variances[1] == found.variances[3] == 0
     assert found.variances[2] > 0.3
-    assert not explain_sparingly(y, NOISE, components, [Trial([[1], [3], [2]], 1e6)]).variances.any()
+    assert not explain_sparingly(y, NOISE, components, [Trial([Part([1]), Part([3]), Part([2])], 1e6)]).variances.any()
     close(explain_sparingly(y, NOISE, components, []).variances, explain(y, NOISE, components).variances, 1e-12)
 
 
@@ -116,6 +116,6 @@ def test_proof_is_asked_for_all_that_is_left_out_together():
     both, one, none = (explain(y, NOISE, components[:k]).log_evidence for k in (3, 2, 1))
     proof = 0.5 * (max(both - one, one - none) + both - none)
     assert min(both - one, one - none) > 1
-    assert (explain_sparingly(y, NOISE, components, [Trial([[2], [1]], proof)]).variances > 0).tolist() == [False, True, False]
-    apart = explain_sparingly(y, NOISE, components, [Trial([[2]], proof), Trial([[1]], proof)])
+    assert (explain_sparingly(y, NOISE, components, [Trial([Part([2]), Part([1])], proof)]).variances > 0).tolist() == [False, True, False]
+    apart = explain_sparingly(y, NOISE, components, [Trial([Part([2])], proof), Trial([Part([1])], proof)])
     assert not apart.variances.any()
