@@ -5,8 +5,8 @@ r"""A library of simple functions beside a hollow network: what many equations a
 with n a HollowNet and :math:`\psi` the products :math:`x_j x_k`, the cubes :math:`x_j^3` and bends
 :math:`\tanh(k x_j + b)` of single coordinates. Predators that meet prey, a double well and a gene that another one holds
 down are then sums of a few terms, where a network spends its features on all the functions that it might be. Which of
-them there are is decided by the evidence (:mod:`fpsde.readouts`): for products as a whole, and for bends and cubes, from
-three coordinates on, of every coordinate in the drift of every other, as in a network of genes few act on each.
+them there are is decided by the evidence (:mod:`fpsde.readouts`), for each product in each coordinate's drift, and for the
+bends and the cube of each coordinate in that of each other: of many that there might be, few are.
 
 Beyond a distance c from the centre, products and cubes go on along their tangents: with :math:`u` the coordinate cut to
 [-c, c] and :math:`o = x - u` they are :math:`x_j x_k - o_j o_k` and :math:`u_j^3 + 3 u_j^2 o_j`. The drift then grows

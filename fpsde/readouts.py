@@ -33,9 +33,8 @@ LARGEST_CHANGE = 0.5
 SLIGHT_CORRECTION, LARGEST_CORRECTION = 2.5, 10.0
 # Coordinates that have a group each for the features of their own: each group costs a matrix of all equations.
 MOST_APART = 10
-# Kinds of which few are expected, and the coordinates from which each of them is a group of its own: the bends of one
-# coordinate in the drift of another, and a product of two in the drift of a third.
-SPARSE, LEAST_SPARSE = (ADDITIVE, PRODUCT), 3
+# Kinds of which few are expected: the bends of one coordinate in the drift of another, products of two in that of a third.
+SPARSE = (ADDITIVE, PRODUCT)
 
 UNKNOWN = 1e4
 # What the path gets wrong between the snapshots, as a multiple of the sampling error.
@@ -93,7 +92,7 @@ def priors(matrix: Tensor, field: AbstractField | Growth, bends: Bends = DRIFT, 
     if 1 < d <= MOST_APART:
         # One coordinate may bend in itself where another is straight.
         parts = torch.where(kinds == OWN, coordinates, parts)
-    if isinstance(field, AbstractField) and d >= LEAST_SPARSE:
+    if isinstance(field, AbstractField):
         # Of many coordinates few act on each, and of all products of two few are in the drift of one.
         parts = torch.where(kinds == ADDITIVE, d * coordinates + field.sources(), parts)
         parts = torch.where(kinds == PRODUCT, torch.arange(kinds.numel(), device=kinds.device).view_as(kinds), parts)
