@@ -204,7 +204,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
         explained = explain_sparingly(told, error, [PATH_ERROR, *(group.prior for group in groups)],
-                                      trials(groups, fields[0].dim) if left_over == decisive else [],
+                                      trials(groups, equations.model.drift.dim) if left_over == decisive else [],
                                       ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
         if left_over == decisive:
             left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}
