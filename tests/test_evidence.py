@@ -1,7 +1,10 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from fpsde import evidence
 from fpsde.evidence import NOTHING, Component, Part, Trial, condensed, explain, explain_sparingly
 
 
@@ -119,3 +122,57 @@ def test_proof_is_asked_for_all_that_is_left_out_together():
     assert (explain_sparingly(y, NOISE, components, [Trial([Part([2]), Part([1])], proof)]).variances > 0).tolist() == [False, True, False]
     apart = explain_sparingly(y, NOISE, components, [Trial([Part([2])], proof), Trial([Part([1])], proof)])
     assert not apart.variances.any()
+
+
+def many(seed=7, groups=40, there=(3, 11, 30)):
+    """Narrow groups of three columns each, few of which explain anything."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = torch.randn(groups, 120, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(120, generator=generator, dtype=torch.float64)
+    for k in there:
+        y = y + factors[k] @ torch.randn(3, generator=generator, dtype=torch.float64)
+    return y, [STATED, *(Component(factor, 0.1, 1e6) for factor in factors)]
+
+
+def test_of_many_groups_those_remain_that_explain_something(monkeypatch):
+    """Most go at once: with few trials, and with what is left as it is when they go one by one."""
+    y, components = many()
+    counted, explained = [], evidence._Regression.explain
+    monkeypatch.setattr(evidence._Regression, "explain", lambda *given: counted.append(0) or explained(*given))
+    together = explain_sparingly(y, NOISE, components, [Trial([Part(range(1, 41), math.log(40))], 3.0)])
+    assert together.variances.nonzero()[:, 0].tolist() == [4, 12, 31]
+    assert len(counted) < 15
+    alone = explain_sparingly(y, NOISE, components, [Trial([Part([k]) for k in range(1, 41)], 30.0)])
+    torch.testing.assert_close(together.variances, alone.variances, rtol=0.02, atol=0.0)
+
+
+def test_a_price_is_asked_of_each_that_remains():
+    """A group that raises the evidence by more than the proof and by less than with its price."""
+    y, components = many(there=())
+    y = y + 0.25 * components[1].factor @ torch.ones(3, dtype=torch.float64)
+    gain = explain(y, NOISE, components[:2]).log_evidence - explain(y, NOISE, components[:1]).log_evidence
+    assert gain > 4
+    kept = [bool(explain_sparingly(y, NOISE, components[:2], [Trial([Part([1], price)], 3.0)]).variances[1] > 0)
+            for price in (0.0, gain - 3.1, gain - 2.9)]
+    assert kept == [True, True, False]
+
+
+def test_what_the_evidence_falls_by_without_a_group_against_leaving_it_out():
+    y, components = many()
+    regression, variances = evidence._Regression(y, 2 * NOISE, components, NOTHING), torch.linspace(0, 1, 41).double()
+    whole = regression._under(variances).log_evidence
+    losses = [whole - regression._under(variances * (torch.arange(41) != k)).log_evidence for k in range(41)]
+    for most in (-2.0, 0.0, 3.0, 1e6):
+        assert regression.slight(variances, range(1, 41), most) == sorted(
+            (k for k in range(1, 41) if losses[k] < most), key=losses.__getitem__)
+
+
+def test_wide_and_narrow_groups_are_treated_alike(monkeypatch, close):
+    y, components = many()
+    narrow = explain(y, NOISE, components)
+    monkeypatch.setattr(evidence, "NARROW", 2)
+    wide = explain(y, NOISE, components)
+    close(narrow.variances, wide.variances, 1e-9)
+    close(narrow.dual, wide.dual, 1e-9)
+    assert narrow.log_evidence == pytest.approx(wide.log_evidence, rel=1e-12)
+    assert narrow.misfit == pytest.approx(wide.misfit, rel=1e-9)

@@ -1,5 +1,7 @@
 """Laws of every drift are in test_drift.py; here is what is special about a library."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fpsde.field import ADDITIVE, COUPLED, CUBE, FREE, LINEAR, OWN, OWN_LINEAR, 
 from fpsde.hollow import HollowNet
 from fpsde.library import REACH, LibraryDrift
 from fpsde.networks import networks
+from fpsde.readouts import DRIFT, priors, trials
 from fpsde.snapshots import Snapshots
 
 
@@ -53,6 +56,31 @@ def test_kinds():
     net = [OWN, OWN, COUPLED, COUPLED]
     assert kinds == [[PRODUCT] * 3 + [CUBE, ADDITIVE, ADDITIVE, ADDITIVE, *net, OWN_LINEAR, LINEAR, FREE],
                      [PRODUCT] * 3 + [ADDITIVE, CUBE, ADDITIVE, ADDITIVE, *net, LINEAR, OWN_LINEAR, FREE]]
+
+
+def test_what_a_function_reacts_to():
+    each = [-1, -1, -1, 0, 1, 0, 0, 1, 1, *[-1] * 7]
+    assert library(2, bends=2).sources().tolist() == [each, each]
+
+
+def test_terms_of_which_few_are_expected_are_believed_one_by_one():
+    """Each product in the drift of each coordinate, and what is bent of each in that of each."""
+    drift = library(3, bends=2)
+    n = drift.get_readout().numel()
+    groups = priors(torch.randn(4, n), drift)
+    assert torch.cat([group.places for group in groups]).sort().values.tolist() == list(range(n))
+    kinds, sources = drift.groups().flatten(), drift.sources().flatten()
+    products, bent = ([group.places for group in groups if group.kind == kind] for kind in (PRODUCT, ADDITIVE))
+    assert [len(places) for places in products] == [1] * 18
+    # Two bends of each, and in the drift of another its cube too.
+    assert [len(places) for places in bent] == [2, 3, 3, 3, 2, 3, 3, 3, 2]
+    for places in bent:
+        assert len((places // (n // 3)).unique()) == len(sources[places].unique()) == 1
+        assert (kinds[places] == ADDITIVE).all()
+    _, of_drift = trials(groups, 3)
+    assert [len(part.places) for part in of_drift.order] == [1, 9, 1, 1, 1, 18, 1]
+    assert [part.price for part in of_drift.order if part.price] == [math.log(3), math.log(6)]
+    assert all(group.bends is DRIFT for group in groups)
 
 
 @pytest.mark.parametrize(("dim", "drift", "bends"), [
