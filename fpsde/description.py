@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fpsde.drift import AbstractDrift, learned
 from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
 from fpsde.field import ADDITIVE, COUPLED, CUBE, LINEAR, OWN, OWN_LINEAR, PRODUCT, AbstractField
+from fpsde.library import LibraryDrift
 
 __all__ = ["describe"]
 
