@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from fpsde.drift import AbstractDrift, learned
 from fpsde.estimator import MOST_PATH_ERROR, FokkerPlanckSDE, unexplained
@@ -16,6 +19,8 @@ WORDS = {OWN_LINEAR: "what is linear in the coordinate itself", LINEAR: "what is
          COUPLED: "other functions"}
 # Of a readout, in the fit's own units: what is smaller is as good as not there.
 SLIGHT = 1e-3
+# Of terms, the most that are named.
+MOST_NAMED = 12
 
 
 def describe(model: FokkerPlanckSDE) -> str:
@@ -41,9 +46,9 @@ def describe(model: FokkerPlanckSDE) -> str:
         f"{model.summary_['residual']:.3g}",
         f"noise at the centre of the data {noise}"]
     if parameters["drift"] != "time":
-        lines.append(f"found in the drift: {_made_of(model.sde_.drift)}")
+        lines.append(f"found in the drift: {_made_of(model.sde_.drift, model.names_)}")
         if parameters["diffusion"] == "state":
-            lines.append(f"found in the noise, beside its level: {_made_of(model.sde_.diffusion)}")
+            lines.append(f"found in the noise, beside its level: {_made_of(model.sde_.diffusion, model.names_)}")
     if model.summary_.get("path_error", 0.0) > MOST_PATH_ERROR:
         lines.append(unexplained(model.summary_["path_error"]))
     if "density_ratio" in model.summary_:
@@ -54,8 +59,24 @@ def describe(model: FokkerPlanckSDE) -> str:
     return "\n".join(lines)
 
 
-def _made_of(field: AbstractField) -> str:
-    """Which kinds of terms the evidence left in a field."""
-    kinds, values = field.groups(), field.get_readout().abs()
-    there = [word for kind, word in WORDS.items() if bool((values[kinds == kind] > SLIGHT).any())]
+def _made_of(field: AbstractField, names: Sequence[str]) -> str:
+    """Which kinds of terms the evidence left in a field, and of a library's which."""
+    kinds, large = field.groups(), field.get_readout().abs() > SLIGHT
+    library, there = learned(field) if isinstance(field, AbstractDrift) else field, []
+    for kind, word in WORDS.items():
+        of_kind = (kinds == kind) & large
+        if bool(of_kind.any()):
+            terms = _terms(library, kind, of_kind, names) if isinstance(library, LibraryDrift) else []
+            there.append(f"{word} ({', '.join(terms[:MOST_NAMED])}{', ...' * (len(terms) > MOST_NAMED)})" if terms else word)
     return ", ".join(there) or "nothing"
+
+
+def _terms(library: LibraryDrift, kind: int, there: Tensor, names: Sequence[str]) -> list[str]:
+    """Names products, and whose bends and cubes there are, by the coordinate in whose drift they are."""
+    if kind == PRODUCT:
+        of_pairs = [f"{names[a]} {names[b]}" for a, b in library.pairs.T.tolist()]
+        return [f"{of_pairs[column]} in {names[row]}" for row, column in there.nonzero().tolist()]
+    if kind == ADDITIVE:
+        return [f"{names[source]} in {names[row]}" for row, sources in enumerate(library.sources())
+                for source in sources[there[row]].unique().tolist()]
+    return []

@@ -10,7 +10,8 @@ from problems import ROTATION
 from fpsde import FokkerPlanckSDE
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
-from fpsde.description import describe
+from fpsde.description import _made_of, describe
+from fpsde.drift import PriorDrift
 from fpsde.field import ADDITIVE, COUPLED, CUBE, FREE, LINEAR, OWN, OWN_LINEAR, PRODUCT
 from fpsde.hollow import HollowNet
 from fpsde.library import REACH, LibraryDrift
@@ -81,6 +82,21 @@ def test_terms_of_which_few_are_expected_are_believed_one_by_one():
     assert [len(part.places) for part in of_drift.order] == [1, 9, 1, 1, 1, 18, 1]
     assert [part.price for part in of_drift.order if part.price] == [math.log(3), math.log(6)]
     assert all(group.bends is DRIFT for group in groups)
+
+
+def test_terms_are_named_by_whose_drift_they_are_in():
+    drift = library(3, bends=2)
+    values = torch.zeros_like(drift.get_readout())
+    # Products 11, 12, 13, 22, 23, 33, then cubes, then two bends of each.
+    values[0, 1], values[0, 5], values[2, 7], values[1, 10], values[2, 13] = 1.0, -1.0, 1.0, 0.5, 1e-9
+    drift.set_readout(values)
+    assert _made_of(drift, ["a", "b", "c"]) == (
+        "squares and products of two (a b in a, c c in a), bends and cubes of single coordinates (a in b, b in c)")
+    values[:, :6] = 1.0
+    drift.set_readout(values)
+    assert _made_of(PriorDrift(drift, torch.nn.Identity()), ["a", "b", "c"]).startswith(
+        "squares and products of two (a a in a, a b in a, a c in a, b b in a, b c in a, c c in a, a a in b, ")
+    assert "c c in b, ...), bends" in _made_of(drift, ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(("dim", "drift", "bends"), [
