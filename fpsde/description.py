@@ -67,7 +67,8 @@ def _made_of(field: AbstractField, names: Sequence[str]) -> str:
         of_kind = (kinds == kind) & large
         if bool(of_kind.any()):
             terms = _terms(library, kind, of_kind, names) if isinstance(library, LibraryDrift) else []
-            there.append(f"{word} ({', '.join(terms[:MOST_NAMED])}{', ...' * (len(terms) > MOST_NAMED)})" if terms else word)
+            named = ", ".join([*terms[:MOST_NAMED], *["..."] * (len(terms) > MOST_NAMED)])
+            there.append(f"{word} ({named})" if terms else word)
     return ", ".join(there) or "nothing"
 
 
