@@ -14,6 +14,7 @@ from problems import (
 from sklearn.base import clone
 
 from fpsde import FokkerPlanckSDE, networks
+from fpsde.description import describe
 from fpsde.files import FileError
 from fpsde.identification import IdentificationConfig, identify
 from fpsde.moments import MomentEquations
@@ -95,7 +96,9 @@ def test_a_potential_is_found_and_helps(monkeypatch):
         else:
             with pytest.raises(ValueError, match="has no potential: fit with drift='gradient'"):
                 model.potential(x)
-    assert max(errors["gradient", True], errors["autonomous", True]) < 0.2
+        if (drift, library) == ("autonomous", True):
+            assert describe(model).endswith("in the drift: what is linear in the coordinate itself, what is linear in others, its cube")
+    assert max(errors["gradient", True], errors["autonomous", True]) < 0.25
     assert errors["gradient", True] < errors["autonomous", False]
 
 
