@@ -99,6 +99,26 @@ def test_terms_are_named_by_whose_drift_they_are_in():
     assert "c c in b, ...), bends" in _made_of(drift, ["a", "b", "c"])
 
 
+@pytest.mark.slow
+def test_of_a_ring_of_genes_just_the_ring_is_found():
+    """Each of five held down by the one before it: f_i = 4 / (1 + x_{i-1}^4) + 0.1 - x_i, g = 0.2."""
+    def force(x):
+        return 4 / (1 + np.roll(x, 1, axis=1) ** 4) + 0.1 - x
+
+    rng, times, step, snapshots = np.random.default_rng(0), np.linspace(0, 5, 11), 0.005, []
+    for time in times:
+        x = 1.2 + 0.8 * np.sin(2 * np.arange(5)) + 0.2 * rng.standard_normal((2000, 5))
+        for _ in range(round(time / step)):
+            x = x + force(x) * step + 0.2 * math.sqrt(step) * rng.standard_normal(x.shape)
+        snapshots.append(x)
+    x, t = np.concatenate(snapshots), np.repeat(times, 2000)
+    model = FokkerPlanckSDE(8, drift="autonomous", max_steps=300, random_state=0).fit(x, t)
+    assert "bends and cubes of single coordinates (x5 in x1, x1 in x2, x2 in x3, x3 in x4, x4 in x5)" in describe(model)
+    f, g = model.drift(x, 0.0), model.diffusion(x, 0.0)
+    assert np.sqrt(np.mean((f - force(x)) ** 2) / np.mean(force(x) ** 2)) < 0.08
+    assert np.sqrt(np.mean((g - 0.2) ** 2)) < 0.08 * 0.2
+
+
 @pytest.mark.parametrize(("dim", "drift", "bends"), [
     (1, "autonomous", 0), (2, "autonomous", 16), (10, "autonomous", 16), (11, "autonomous", None), (2, "time", None)])
 def test_which_drifts_have_one(dim, drift, bends):
