@@ -198,10 +198,10 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
         if group.kind <= LINEAR else group.prior for group in groups)]
     start = explain(equations.unmoved() - spread, noise, whole)
     allowed = 1 + start.variances[0]
-    bent = torch.zeros_like(noise)
+    variances = torch.zeros(equations.transport.shape[1]).to(noise)
     for variance, group in zip(start.variances[1:], groups, strict=True):
-        columns = equations.transport[:, group.places]
-        bent += variance * columns @ columns.T
+        variances[group.places] = variance
+    bent = (equations.transport * variances) @ equations.transport.T
     misfit = []
     for scale in SCALES:
         observed = equations.unmoved() - scale**2 * spread
