@@ -128,7 +128,7 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
                       rounds: int = 60, rest: Rest = NOTHING, left_out: Collection[int] = ()) -> Explained:
     """Finds the variances of most evidence without the components that the data do not clearly ask for.
 
-    By chance alone a variance comes out positive every other time. So components are left out one after the other, as long
+    By chance alone a variance comes out positive every other time. So components are left out, part by part, as long
     as the evidence without them is near enough to the largest one found; the variances of those are zero.
 
     Arguments:
@@ -217,8 +217,8 @@ class _Regression:
 
     def _under(self, variances: Tensor) -> _State:
         level = 1 + float(variances[self.is_noise].sum())
-        live = (variances[self.owner] > 0).nonzero()[:, 0]
-        scaled = self.columns[:, live] * variances[self.owner[live]].sqrt()
+        columns, owner = self._live(variances)
+        scaled = columns * variances[owner].sqrt()
         whole = torch.addmm(self.noise, scaled, scaled.T, beta=level)
         for k, kernel in self.kernels.items():
             if variances[k] > 0:
@@ -229,6 +229,11 @@ class _Regression:
         evidence -= 0.5 * (self.rest.square / level + self.rest.number * math.log(level))
         return _State(variances, factor, dual, level, evidence)
 
+    def _live(self, variances: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns of the narrow groups that are there, and whose each is."""
+        live = (variances[self.owner] > 0).nonzero()[:, 0]
+        return self.columns[:, live], self.owner[live]
+
     def _squares(self, now: _State) -> tuple[Tensor, Tensor]:
         """The squares u^T K u and what is expected of them, tr(S^-1 K), K the covariance of each component: (G,), (G,)."""
         seen, expected = self._of_groups(now)
@@ -238,8 +243,7 @@ class _Regression:
     def _of_groups(self, now: _State) -> tuple[Tensor, Tensor]:
         """The same, nought for noise and for groups that are gone."""
         seen, expected = torch.zeros_like(now.variances), torch.zeros_like(now.variances)
-        live = (now.variances[self.owner] > 0).nonzero()[:, 0]
-        columns, owner = self.columns[:, live], self.owner[live]
+        columns, owner = self._live(now.variances)
         whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
         seen.index_add_(0, owner, (now.dual @ columns).square())
         expected.index_add_(0, owner, whitened.square().sum(0))
