@@ -31,11 +31,13 @@ from fpsde.drift import AbstractDrift
 from fpsde.field import AbstractField
 from fpsde.growth import Growth
 
-__all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual"]
+__all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "influence", "residual", "tempered"]
 
 TRIM = 0.05
 CAUCHY_WIDTH = 3.0
 LEAST_WIDTH = 0.1
+# A mean r^2 beyond this, in units of one over the squared length of the data in time, counts by its logarithm.
+LARGE = 10.0
 
 
 def residual(density: DensityTerms, drift: tuple[Tensor, Tensor], variance: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -87,11 +89,21 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
         return core / (1 + (r / width).square())
 
 
+def tempered(squared: Tensor) -> Tensor:
+    """What a mean r^2 costs a density: itself, and beyond :data:`LARGE` only as much more as its logarithm grows.
+
+    In many dimensions, and for motion that is fast against the length of the data, no mixture solves the equation: r^2
+    stays in the hundreds, and in full would draw the density off the points. As a logarithm it is worth the same likelihood
+    to halve it, however large it is; so is the square of errors whose size is not known.
+    """
+    return torch.where(squared > LARGE, LARGE * (1 + (squared / LARGE).clamp_min(1).log()), squared)
+
+
 class LossWeights(NamedTuple):
     """Weights of the terms beside the likelihood; all quantities are dimensionless."""
 
     residual: float = 1.0
-    """Of E r^2."""
+    """Of E r^2, tempered where it guides the density."""
     velocity: float = 0.0
     """Of E |q|^2."""
     drift_energy: float = 0.0
@@ -151,7 +163,7 @@ class FokkerPlanckLoss(nn.Module):
         variance = self.diffusion.variance(t_inside[:, None], x_inside)
         r = self.less_growth(residual(terms, (f, f_slope), variance), x_inside)
         squared = (influence(terms.log_prob, r) * r.square()).mean()
-        loss = loss + weights.residual * squared
+        loss = loss + weights.residual * (tempered(squared) if self.guides_density else squared)
         if weights.velocity:
             loss = loss + weights.velocity * excess_velocity(terms, f, variance).square().sum(-1).mean()
         if weights.drift_energy:
