@@ -155,11 +155,15 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
                 if not gone:
                     continue
                 places = [place for place in kept if place not in gone]
-                then = regression.explain(places, rounds) if bool((now.variances[gone] >= NOUGHT).any()) else now
-                worth = then.log_evidence - sum(price.get(k, 0.0) for k in places)
-                most = max(most, worth)
-                if worth >= most - trial.proof:
+                costs = sum(price.get(k, 0.0) for k in places)
+                # With all else as it is the evidence without them is no more than it might be.
+                then = regression.without(now, gone)
+                if then.log_evidence - costs < most - trial.proof:
+                    then = regression.explain(places, rounds)
+                most = max(most, then.log_evidence - costs)
+                if then.log_evidence - costs >= most - trial.proof:
                     kept, now = places, then
+        now = regression.explain(kept, rounds)
     return now._replace(variances=now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed))
 
 
@@ -172,7 +176,8 @@ class _Regression:
         factors = {k: c.factor for k, c in enumerate(components) if c.factor is not None}
         # A covariance is laid out once, however many choices of components are tried, but takes memory and time of its own:
         # of narrow groups, of which there may be hundreds, the columns that are live are multiplied anew.
-        self.kernels = {k: factor @ factor.T for k, factor in factors.items() if factor.shape[1] > NARROW}
+        self.wide = {k: factor for k, factor in factors.items() if factor.shape[1] > NARROW}
+        self.kernels = {k: factor @ factor.T for k, factor in self.wide.items()}
         narrow = {k: factor for k, factor in factors.items() if k not in self.kernels}
         self.columns = torch.cat([noise.new_zeros(len(noise), 0), *narrow.values()], 1)
         self.owner = torch.tensor([k for k, factor in narrow.items() for _ in range(factor.shape[1])], dtype=torch.long,
@@ -198,10 +203,13 @@ class _Regression:
             now = then
             if settled:
                 break
-        # What is left is e = level C u, and its square in units of that noise level u^T C u.
-        square, left_over = self._of_noise(now, self._of_groups(now)[1])
-        square, left_over = now.level * square + rest.square / now.level, now.level * left_over + rest.number
-        return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
+        return self._explained(now)
+
+    def without(self, now: Explained, gone: Sequence[int]) -> Explained:
+        """What follows if some components are left out and the variances of all others stay."""
+        there = torch.ones_like(now.variances)
+        there[list(gone)] = 0
+        return self._explained(self._under(now.variances * there)) if bool((now.variances[gone] > 0).any()) else now
 
     def slight(self, variances: Tensor, places: Sequence[int], most: float) -> list[int]:
         """Those of some narrow groups without which the log evidence falls by less, if all else stays; the least first."""
@@ -229,6 +237,12 @@ class _Regression:
         evidence -= 0.5 * (self.rest.square / level + self.rest.number * math.log(level))
         return _State(variances, factor, dual, level, evidence)
 
+    def _explained(self, now: _State) -> Explained:
+        # What is left is e = level C u, and its square in units of that noise level u^T C u.
+        square, left_over = self._of_noise(now, self._of_groups(now)[1])
+        square, left_over = now.level * square + self.rest.square / now.level, now.level * left_over + self.rest.number
+        return Explained(now.variances, now.dual, square / max(left_over, 1.0), now.log_evidence)
+
     def _live(self, variances: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of the narrow groups that are there, and whose each is."""
         live = (variances[self.owner] > 0).nonzero()[:, 0]
@@ -247,10 +261,17 @@ class _Regression:
         whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
         seen.index_add_(0, owner, (now.dual @ columns).square())
         expected.index_add_(0, owner, whitened.square().sum(0))
-        inverse = torch.cholesky_inverse(now.factor).flatten()
-        for k, kernel in self.kernels.items():
-            if now.variances[k] > 0:
-                seen[k], expected[k] = now.dual @ kernel @ now.dual, kernel.flatten() @ inverse
+        wide = {k: factor for k, factor in self.wide.items() if now.variances[k] > 0}
+        # The inverse of S tells of any number of columns what a solution with each tells of them.
+        inverse = None
+        if sum(factor.shape[1] for factor in wide.values()) > len(now.dual):
+            inverse = torch.cholesky_inverse(now.factor).flatten()
+        for k, factor in wide.items():
+            seen[k] = (now.dual @ factor).square().sum()
+            if inverse is None:
+                expected[k] = torch.linalg.solve_triangular(now.factor, factor, upper=False).square().sum()
+            else:
+                expected[k] = self.kernels[k].flatten() @ inverse
         return seen, expected
 
     def _of_noise(self, now: _State, expected: Tensor) -> tuple[float, float]:
