@@ -36,8 +36,8 @@ __all__ = ["FokkerPlanckLoss", "LossTerms", "LossWeights", "excess_velocity", "i
 TRIM = 0.05
 CAUCHY_WIDTH = 3.0
 LEAST_WIDTH = 0.1
-# A mean r^2 beyond this, in units of one over the squared length of the data in time, counts by its logarithm.
-LARGE = 10.0
+# Of likelihood a point; a weighed residual that costs more counts by its logarithm.
+MOST_NATS = 0.3
 
 
 def residual(density: DensityTerms, drift: tuple[Tensor, Tensor], variance: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -89,14 +89,14 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
         return core / (1 + (r / width).square())
 
 
-def tempered(squared: Tensor) -> Tensor:
-    """What a mean r^2 costs a density: itself, and beyond :data:`LARGE` only as much more as its logarithm grows.
+def tempered(cost: Tensor) -> Tensor:
+    """What a weighed mean r^2 costs a density: itself, and beyond :data:`MOST_NATS` as much more as its logarithm grows.
 
     In many dimensions, and for motion that is fast against the length of the data, no mixture solves the equation: r^2
-    stays in the hundreds, and in full would draw the density off the points. As a logarithm it is worth the same likelihood
-    to halve it, however large it is; so is the square of errors whose size is not known.
+    stays in the hundreds, and in full would draw the density off the points. By its logarithm it is worth the same
+    likelihood to halve it, however large it is.
     """
-    return torch.where(squared > LARGE, LARGE * (1 + (squared / LARGE).clamp_min(1).log()), squared)
+    return torch.where(cost > MOST_NATS, MOST_NATS * (1 + (cost / MOST_NATS).clamp_min(1).log()), cost)
 
 
 class LossWeights(NamedTuple):
@@ -163,7 +163,8 @@ class FokkerPlanckLoss(nn.Module):
         variance = self.diffusion.variance(t_inside[:, None], x_inside)
         r = self.less_growth(residual(terms, (f, f_slope), variance), x_inside)
         squared = (influence(terms.log_prob, r) * r.square()).mean()
-        loss = loss + weights.residual * (tempered(squared) if self.guides_density else squared)
+        cost = weights.residual * squared
+        loss = loss + (tempered(cost) if self.guides_density else cost)
         if weights.velocity:
             loss = loss + weights.velocity * excess_velocity(terms, f, variance).square().sum(-1).mean()
         if weights.drift_energy:

@@ -262,8 +262,8 @@ class _Fit:
 
         def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
-            squared = torch.tensor(model.mean_squared_residual(check[0], x))
-            return last * float(tempered(squared)) - self._likelihood(model.density)
+            cost = torch.tensor(last * model.mean_squared_residual(check[0], x))
+            return float(tempered(cost)) - self._likelihood(model.density)
 
         self._train(self.model, steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
