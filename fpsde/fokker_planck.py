@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fpsde import ranks
 from fpsde.density import AbstractDensity, DensityTerms
 from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
@@ -94,9 +95,12 @@ def tempered(cost: Tensor) -> Tensor:
 
     In many dimensions, and for motion that is fast against the length of the data, no mixture solves the equation: r^2
     stays in the hundreds, and in full would draw the density off the points. By its logarithm it is worth the same
-    likelihood to halve it, however large it is.
+    likelihood to halve it, however large it is. Where several processes train together, it is their mean that is meant.
     """
-    return torch.where(cost > MOST_NATS, MOST_NATS * (1 + (cost / MOST_NATS).clamp_min(1).log()), cost)
+    whole = ranks.mean(cost.detach())
+    steep = (MOST_NATS / whole).clamp_max(1)
+    value = torch.where(whole > MOST_NATS, MOST_NATS * (1 + (whole / MOST_NATS).clamp_min(1).log()), whole)
+    return value + steep * (cost - whole)
 
 
 class LossWeights(NamedTuple):
@@ -184,6 +188,10 @@ class FokkerPlanckLoss(nn.Module):
         f, f_slope = self.drift.derivatives(t[:, None], x, order=1)
         r = self.less_growth(residual(terms, (f, f_slope), self.diffusion.variance(t[:, None], x)), x)
         return float((influence(terms.log_prob, r) * r.square()).mean())
+
+    def cost(self, t: Tensor, x: Tensor, weight: float) -> float:
+        """Returns what the residual of this weight costs the density at times (M,) and points (M, N, d)."""
+        return float(tempered(torch.tensor(weight * self.mean_squared_residual(t, x))))
 
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
         """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""

@@ -30,7 +30,7 @@ from fpsde.compiled import AUTONOMOUS_PATH, NETS, PATH, Gain, pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
-from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights, tempered
+from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
 from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
 from fpsde.memory import kept_memory
@@ -254,9 +254,10 @@ class _Fit:
     def _train_jointly(self, steps: int, nets: list[dict[str, Any]]) -> None:
         first, last = (weight * self.trust for weight in self.config.residual_weights)
         entered = round(PATH_SHARE * self.config.steps)
+        before = self.done - entered
 
         def draw(step: int) -> tuple[Any, ...]:
-            share = 2 * (self.done - entered + step) / max(self.config.steps - entered, 1)
+            share = 2 * (before + step) / max(self.config.steps - entered, 1)
             weight = first * (last / first) ** min(share, 1.0)
             return *self.kept.draw(self.t, self.points), *self._collocation(), LossWeights(residual=weight)
 
@@ -264,8 +265,7 @@ class _Fit:
 
         def score(model: FokkerPlanckLoss) -> float:
             x = model.density.sample(check[0], check[1].shape[1], self.generator)
-            cost = torch.tensor(last * model.mean_squared_residual(check[0], x))
-            return float(tempered(cost)) - self._likelihood(model.density)
+            return model.cost(check[0], x, last) - self._likelihood(model.density)
 
         self._train(self.model, steps, [{"params": list(self.density.parameters())}, *nets], draw, score)
 
