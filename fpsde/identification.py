@@ -50,7 +50,6 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Points of a snapshot from which drift and noise come out well enough to have the whole weight of the residual.
 TRUSTED_POINTS = 2000
-FEW, TURNS = 8, 4  # Between few snapshots the path is what the equation makes of it: so many turns of path and nets.
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
 
@@ -87,9 +86,8 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         others = [fit.start_path, train_path] * (fit.n_paths - 1)
         phases = [train_path, *others, fit.average_paths, fit.train_nets, fit.polish]
     elif config.solve and MomentEquations.fits(fit.model, len(data.times)):
-        turns = [turn for left in range(TURNS if len(data.times) < FEW else 1, 0, -1)
-                 for turn in (partial(fit.refine_path, 1 / (left + 1)), partial(fit.solve_nets, rounds=4))]
-        phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), *turns, fit.refine_path]
+        phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), partial(fit.refine_path, 0.5),
+                  partial(fit.solve_nets, rounds=4), partial(fit.refine_path, 1.0)]
     else:
         phases = [partial(fit.train_path, PATH_SHARE), fit.train_jointly]
     # From here on, for of points by the million, what was taken while they were sorted would be kept too.
@@ -203,16 +201,16 @@ class _Fit:
             noise = torch.cat([noise, -noise], 1).to(self.density.means)
             return *self.kept.draw(self.t, self.points), self._times(PATH_TIMES), noise
 
-        # Compiled once for all paths, which are of one shape.
         steps = round(share * self.config.steps)
+        # Compiled once for all paths, which are of one shape.
         fast = self._compiles(self.n_paths * steps, self.config.points * self.config.n_components // self.n_paths,
                               PATH if chosen else AUTONOMOUS_PATH)
         self._train(loss, steps, [{"params": list(self.density.parameters())}], draw,
                     lambda loss: -self._likelihood(loss.density), compile=fast)
 
     def _compiles(self, steps: int, size: int, gain: Gain) -> bool:
-        asked = self.config.compile
-        return self.compiles and (pays(steps, size, gain, self.device) if asked is None else asked)
+        wanted = pays(steps, size, gain, self.device) if self.config.compile is None else self.config.compile
+        return wanted and self.compiles
 
     def start_path(self) -> None:
         """Puts the density that is trained aside and starts another."""
@@ -241,7 +239,7 @@ class _Fit:
             net.set_readout(readout.to(self.device))
             net.requires_grad_(False)
 
-    def refine_path(self, share: float = 1.0) -> None:
+    def refine_path(self, share: float) -> None:
         """Trains the density for a share of the steps left, with drift and diffusion as they are."""
         self._train_jointly(round(share * (self.config.steps - self.done)), [])
 
@@ -258,8 +256,8 @@ class _Fit:
 
         def draw(step: int) -> tuple[Any, ...]:
             share = 2 * (before + step) / max(self.config.steps - entered, 1)
-            weight = first * (last / first) ** min(share, 1.0)
-            return *self.kept.draw(self.t, self.points), *self._collocation(), LossWeights(residual=weight)
+            weights = LossWeights(residual=first * (last / first) ** min(share, 1.0))
+            return *self.kept.draw(self.t, self.points), *self._collocation(), weights
 
         check = self._collocation(2 * self.config.collocation[0])
 
@@ -327,7 +325,8 @@ class _Fit:
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         nets = self.model.nets()
         readouts = [p for net in nets for p in net.readout_parameters()]
-        return [p for net in nets for p in net.parameters() if all(p is not readout for readout in readouts)], readouts
+        known = {id(p) for p in readouts}
+        return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
 
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
         """Stratified random times, so many in all processes together, and points drawn from the density at each."""
@@ -341,7 +340,8 @@ class _Fit:
 
     def _times(self, n: int) -> Tensor:
         n = math.ceil(n / ranks.count())
-        return (torch.arange(n, device=self.device) + torch.rand(n, generator=self.generator, device=self.device)) / n
+        shift = torch.rand(n, generator=self.generator, device=self.device)
+        return (torch.arange(n, device=self.device) + shift) / n
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:
