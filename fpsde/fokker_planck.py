@@ -191,7 +191,7 @@ class FokkerPlanckLoss(nn.Module):
 
     def cost(self, t: Tensor, x: Tensor, weight: float) -> float:
         """Returns what the residual of this weight costs the density at times (M,) and points (M, N, d)."""
-        return float(tempered(torch.tensor(weight * self.mean_squared_residual(t, x))))
+        return float(tempered(torch.tensor(weight * self.mean_squared_residual(t, x), device=t.device)))
 
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
         """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""
