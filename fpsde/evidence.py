@@ -261,17 +261,10 @@ class _Regression:
         whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
         seen.index_add_(0, owner, (now.dual @ columns).square())
         expected.index_add_(0, owner, whitened.square().sum(0))
-        wide = {k: factor for k, factor in self.wide.items() if now.variances[k] > 0}
-        # The inverse of S tells of any number of columns what a solution with each tells of them.
-        inverse = None
-        if sum(factor.shape[1] for factor in wide.values()) > len(now.dual):
-            inverse = torch.cholesky_inverse(now.factor).flatten()
-        for k, factor in wide.items():
-            seen[k] = (now.dual @ factor).square().sum()
-            if inverse is None:
+        for k, factor in self.wide.items():
+            if now.variances[k] > 0:
+                seen[k] = (now.dual @ factor).square().sum()
                 expected[k] = torch.linalg.solve_triangular(now.factor, factor, upper=False).square().sum()
-            else:
-                expected[k] = self.kernels[k].flatten() @ inverse
         return seen, expected
 
     def _of_noise(self, now: _State, expected: Tensor) -> tuple[float, float]:
