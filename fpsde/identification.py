@@ -50,6 +50,7 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Points of a snapshot from which drift and noise come out well enough to have the whole weight of the residual.
 TRUSTED_POINTS = 2000
+FEW, TURNS = 8, 4  # Between few snapshots the path is what the equation makes of it: up to so many turns of path and nets.
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
 
@@ -86,8 +87,9 @@ def identify(data: Snapshots, config: IdentificationConfig, seed: int, device: t
         others = [fit.start_path, train_path] * (fit.n_paths - 1)
         phases = [train_path, *others, fit.average_paths, fit.train_nets, fit.polish]
     elif config.solve and MomentEquations.fits(fit.model, len(data.times)):
-        phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), partial(fit.refine_path, 0.5),
-                  partial(fit.solve_nets, rounds=4), partial(fit.refine_path, 1.0)]
+        turns = [turn for left in range(fit.turns, 0, -1)
+                 for turn in (partial(fit.refine_path, 1 / (left + 1)), partial(fit.solve_nets, rounds=4))]
+        phases = [partial(fit.train_path, PATH_SHARE), partial(fit.solve_nets, rounds=8), *turns, fit.refine_path]
     else:
         phases = [partial(fit.train_path, PATH_SHARE), fit.train_jointly]
     # From here on, for of points by the million, what was taken while they were sorted would be kept too.
@@ -130,8 +132,9 @@ class _Fit:
         counts = torch.tensor(data.counts, dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
         self.points = math.ceil(config.points / ranks.count())
-        # From few points drift and noise are rough, and the path must not be drawn after them.
+        # From few points drift and noise are rough, and the path must not be drawn after them, nor again and again.
         self.trust = min(1.0, float(np.mean(data.counts)) / TRUSTED_POINTS)
+        self.turns = max(1, round(TURNS * self.trust)) if len(times) < FEW else 1
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done, self.compiles = 0, True
@@ -239,7 +242,7 @@ class _Fit:
             net.set_readout(readout.to(self.device))
             net.requires_grad_(False)
 
-    def refine_path(self, share: float) -> None:
+    def refine_path(self, share: float = 1.0) -> None:
         """Trains the density for a share of the steps left, with drift and diffusion as they are."""
         self._train_jointly(round(share * (self.config.steps - self.done)), [])
 
@@ -251,13 +254,12 @@ class _Fit:
 
     def _train_jointly(self, steps: int, nets: list[dict[str, Any]]) -> None:
         first, last = (weight * self.trust for weight in self.config.residual_weights)
-        entered = round(PATH_SHARE * self.config.steps)
-        before = self.done - entered
+        done, entered = self.done, round(PATH_SHARE * self.config.steps)
 
         def draw(step: int) -> tuple[Any, ...]:
-            share = 2 * (before + step) / max(self.config.steps - entered, 1)
-            weights = LossWeights(residual=first * (last / first) ** min(share, 1.0))
-            return *self.kept.draw(self.t, self.points), *self._collocation(), weights
+            share = 2 * (done - entered + step) / max(self.config.steps - entered, 1)
+            weight = first * (last / first) ** min(share, 1.0)
+            return *self.kept.draw(self.t, self.points), *self._collocation(), LossWeights(residual=weight)
 
         check = self._collocation(2 * self.config.collocation[0])
 
@@ -325,8 +327,7 @@ class _Fit:
     def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         nets = self.model.nets()
         readouts = [p for net in nets for p in net.readout_parameters()]
-        known = {id(p) for p in readouts}
-        return [p for net in nets for p in net.parameters() if id(p) not in known], readouts
+        return [p for net in nets for p in net.parameters() if all(p is not readout for readout in readouts)], readouts
 
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
         """Stratified random times, so many in all processes together, and points drawn from the density at each."""
@@ -340,8 +341,7 @@ class _Fit:
 
     def _times(self, n: int) -> Tensor:
         n = math.ceil(n / ranks.count())
-        shift = torch.rand(n, generator=self.generator, device=self.device)
-        return (torch.arange(n, device=self.device) + shift) / n
+        return (torch.arange(n, device=self.device) + torch.rand(n, generator=self.generator, device=self.device)) / n
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:

@@ -71,3 +71,17 @@ def test_weight_of_the_residual_grows_until_half_way(data, monkeypatch):
     assert weights[15] == pytest.approx(0.005)
     assert np.allclose(np.diff(np.log(weights[:31])), np.log(100) / 30)
     assert weights[30:] == pytest.approx([0.05] * 30)
+
+
+@pytest.mark.parametrize(("times", "points", "solves"), [(3, 40, 2), (7, 1000, 3), (7, 2000, 5), (8, 2000, 2)])
+def test_path_and_nets_take_turns_where_snapshots_are_few_and_points_many(times, points, solves, rng):
+    t = np.repeat(np.arange(float(times)), points)
+    told = []
+    identify(Snapshots.of(rng.normal(size=(len(t), 1)) + t[:, None], t), config(), 0, CPU, told.append)
+    stages = [report.stage for report in told]
+    assert stages.count("solving for drift and noise") == solves
+    # The steps that the path has left are shared evenly, the last going to what it is under the last nets.
+    assert told[-1].step == 10
+    between = [told[j - 1].step for j, stage in enumerate(stages) if stage == "solving for drift and noise"]
+    assert between[0] == 4
+    assert np.ptp(np.diff([*between, 10])) <= 1
