@@ -159,5 +159,6 @@ CORE = [
 WIDE = [
     replace(CORE[1], name="double well"), bent(1), coupled(2), replace(CORE[3], name="geometric Brownian motion"), bent(2),
     replace(CORE[4], name="Lotka-Volterra, noise linear in x", points=2000), coupled(5), gene_network(5, False),
-    gene_network(5, True), lorenz96(5), coupled(10), gene_network(10, False), gene_network(10, True), coupled(20),
+    gene_network(5, True), lorenz96(5), coupled(10), gene_network(10, False), gene_network(10, True), lorenz96(10),
+    coupled(20), gene_network(20, False), lorenz96(20),
 ]
