@@ -18,6 +18,7 @@ from fpsde.drift import AbstractDrift
 from fpsde.growth import Growth
 from fpsde.potential import learned_potential
 from fpsde.simulation import SimulationError, simulate_in_chunks
+from fpsde.time_step import steps_needed
 
 __all__ = ["FittedSDE"]
 
@@ -111,20 +112,9 @@ class FittedSDE(nn.Module):
         z = z.to(next(self.drift.parameters()).dtype)
         return tau.to(z), z
 
-    @torch.no_grad()
     def choose_time_step(self, t: Tensor, z: Tensor) -> None:
-        """Sets the step so that the fastest of the given points moves by a small part of its surroundings in one.
-
-        Arguments:
-            t: dimensionless times, shape (M,).
-            z: dimensionless points of the density at these times, shape (M, N, d).
-        """
-        f, slope = self.drift.derivatives(t[:, None], z, order=1)
-        width = z.std(1, keepdim=True).clamp_min(1e-3)
-        rates = torch.stack([slope.abs(), 0.2 * f.abs() / width, 0.2 * (self.diffusion(t[:, None], z) / width).square()])
-        fastest = float(torch.quantile(rates.amax(-1).flatten(1), 0.95, dim=1).max())
-        steps = min(max(20 * fastest, 100.0), 5000.0)
-        self.time_step.fill_(self.coordinates.span / steps)
+        """Sets the step to what :func:`fpsde.time_step.steps_needed` says of dimensionless times and points."""
+        self.time_step.fill_(self.coordinates.span / steps_needed(self.drift, self.diffusion, t, z))
 
     def paths(self, x0: Tensor, times: Tensor, time_step: float, seed: int, method: str = "euler",
               report: Callable[[float], None] | None = None) -> Tensor:
