@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor
 
-from fpsde.diffusion import AbstractDiffusion
 from fpsde.drift import AbstractDrift
+from fpsde.field import AbstractField
 
 __all__ = ["TOLERATED_ERROR", "step_error", "steps_needed"]
 
@@ -30,7 +30,7 @@ NARROWEST = 1e-3
 
 
 @torch.no_grad()
-def steps_needed(drift: AbstractDrift, diffusion: AbstractDiffusion, t: Tensor, z: Tensor) -> float:
+def steps_needed(drift: AbstractDrift, diffusion: AbstractField, t: Tensor, z: Tensor) -> float:
     """Returns how many steps of Euler's method lead from time 0 to 1 well enough.
 
     The fastest of the given points move by a small part of their surroundings in one step. And of a population that starts
@@ -54,7 +54,7 @@ def steps_needed(drift: AbstractDrift, diffusion: AbstractDiffusion, t: Tensor, 
 
 
 @torch.no_grad()
-def step_error(drift: AbstractDrift, diffusion: AbstractDiffusion, z: Tensor, steps: float) -> float:
+def step_error(drift: AbstractDrift, diffusion: AbstractField, z: Tensor, steps: float) -> float:
     """Returns by how much Euler's method misleads a population on its way from time 0 to 1.
 
     Arguments:

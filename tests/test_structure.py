@@ -16,7 +16,7 @@ LAYERS = [
     ["archive", "conditioner", "coordinates", "covariance", "model_file", "paths_file", "plane", "state_file"],
     ["given", "density", "checkpoints", "reading"],
     ["drift"],
-    ["growth", "hollow", "potential"],
+    ["growth", "hollow", "potential", "time_step"],
     ["diffusion", "library", "mixture"],
     ["sde", "fokker_planck"],
     ["projection", "moments", "ensemble", "path"],
