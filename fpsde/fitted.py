@@ -172,7 +172,7 @@ class FittedModel(DensityMixin, BaseEstimator):
         Arguments:
             X0: start points at times[0], shape (n, d).
             times: increasing times, shape (k,).
-            time_step: largest step in time units; left out, one whose error in means and widths is some hundredths of a width.
+            time_step: largest step in time units; left out, one that leads clouds astray by some hundredths of a width.
             method: "euler" or "milstein" in fixed steps, "srk" in adaptive ones.
             random_state: seed of the noise.
             verbose: 1 for progress; as in the constructor if left out.
