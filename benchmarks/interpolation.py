@@ -6,7 +6,7 @@ the optimal-transport midpoint of the two neighbours; another sample of the trut
 draw of the same system: .131 for the midpoint, .096 for SBIRR, .060 with the equations known (Shen, Berlinghieri &
 Broderick, 2025, https://arxiv.org/abs/2408.06277).
 
-    python benchmarks/interpolation.py [lv.npz] [--seeds 3] [-o FILE]
+    python benchmarks/interpolation.py [lv.npz] [--seeds 3] [--positive] [-o FILE]
 """
 
 from __future__ import annotations
@@ -40,16 +40,20 @@ def score(model: FokkerPlanckSDE, data: Snapshots, j: int, seed: int) -> dict[st
 
 def main() -> None:
     """Prints and writes the table."""
-    arguments = parse_with_data(data_parser(__doc__, "lv.npz"))
+    parser = data_parser(__doc__, "lv.npz")
+    parser.add_argument("--positive", action="store_true", help="model all coordinates by their logarithm")
+    arguments = parse_with_data(parser)
     torch.set_num_threads(1)
     lines = heading(f"Every second snapshot left out: {arguments.data.name}",
-                    f"python benchmarks/interpolation.py {arguments.data.name} --seeds {arguments.seeds}")
+                    f"python benchmarks/interpolation.py {arguments.data.name} --seeds {arguments.seeds}"
+                    f"{' --positive' * arguments.positive}")
     data = read_snapshots(arguments.data)
     kept = np.isin(data.t, data.times[::2])
     left_out = range(1, len(data.times) - 1, 2)
     results: dict[str, dict[int, list[float]]] = {name: {j: [] for j in left_out} for name in METHODS}
     for seed in range(arguments.seeds):
-        model = FokkerPlanckSDE(8, drift="autonomous", random_state=seed, device="cpu").fit(data.x[kept], data.t[kept])
+        model = FokkerPlanckSDE(8, drift="autonomous", positive=arguments.positive, random_state=seed, device="cpu")
+        model.fit(data.x[kept], data.t[kept])
         for j in left_out:
             for name, value in score(model, data, j, seed).items():
                 results[name][j].append(value)
