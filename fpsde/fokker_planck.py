@@ -181,6 +181,12 @@ class FokkerPlanckLoss(nn.Module):
         learned: list[AbstractField | Growth] = [self.drift, self.diffusion]
         return learned if self.growth is None else [*learned, self.growth]
 
+    def net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Returns the parameters of what is learned beside the density: those inside, and the readouts."""
+        readouts = [p for net in self.nets() for p in net.readout_parameters()]
+        known = {id(p) for p in readouts}
+        return [p for net in self.nets() for p in net.parameters() if id(p) not in known], readouts
+
     @torch.no_grad()
     def mean_squared_residual(self, t: Tensor, x: Tensor) -> float:
         """Returns the mean of the weighed r^2 at times (M,) and points (M, N, d)."""

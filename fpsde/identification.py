@@ -50,7 +50,8 @@ PATH_SHARE = 0.4
 PATH_TIMES = 8
 # Points of a snapshot from which drift and noise come out well enough to have the whole weight of the residual.
 TRUSTED_POINTS = 2000
-FEW, TURNS = 8, 4  # Between few snapshots the path is what the equation makes of it: up to so many turns of path and nets.
+# Between few snapshots the path is what the equation makes of it: up to so many turns of path and nets.
+FEW_SNAPSHOTS, TURNS = 8, 4
 # Of 16, 32 and 64 components, 16 had the best likelihood of held-out points; several such paths are then averaged.
 PATH_COMPONENTS = 16
 
@@ -134,7 +135,7 @@ class _Fit:
         self.points = math.ceil(config.points / ranks.count())
         # From few points drift and noise are rough, and the path must not be drawn after them, nor again and again.
         self.trust = min(1.0, float(np.mean(data.counts)) / TRUSTED_POINTS)
-        self.turns = max(1, round(TURNS * self.trust)) if len(times) < FEW else 1
+        self.turns = max(1, round(TURNS * self.trust)) if len(times) < FEW_SNAPSHOTS else 1
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done, self.compiles = 0, True
@@ -248,7 +249,7 @@ class _Fit:
 
     def train_jointly(self) -> None:
         """Trains density and nets together by gradient descent alone."""
-        inner, readouts = self._net_parameters()
+        inner, readouts = self.model.net_parameters()
         self._train_jointly(self.config.steps - self.done, [
             {"params": inner, "lr": 0.1 * self.config.learning_rate}, {"params": readouts}])
 
@@ -272,7 +273,7 @@ class _Fit:
     def train_nets(self) -> None:
         """Trains the nets to follow a fixed path: by its velocity, its residual and least kinetic energy of the drift."""
         steps = self.config.steps - self.done
-        inner, readouts = self._net_parameters()
+        inner, readouts = self.model.net_parameters()
         groups = [{"params": inner + ([] if self.solves else readouts), "lr": 0.25 * self.config.learning_rate}]
         weights = self.config.net_weights()
         solver = ReadoutSolver(self.model, self.config.ridge) if self.solves else None
@@ -324,11 +325,6 @@ class _Fit:
         if self.report is not None:
             self.report(Report(self.done, self.config.steps, 0.0, 0, {}, stage))
 
-    def _net_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        nets = self.model.nets()
-        readouts = [p for net in nets for p in net.readout_parameters()]
-        return [p for net in nets for p in net.parameters() if all(p is not readout for readout in readouts)], readouts
-
     def _collocation(self, n_times: int | None = None, n_points: int | None = None) -> tuple[Tensor, Tensor]:
         """Stratified random times, so many in all processes together, and points drawn from the density at each."""
         t = self._times(n_times or self.config.collocation[0])
@@ -341,7 +337,8 @@ class _Fit:
 
     def _times(self, n: int) -> Tensor:
         n = math.ceil(n / ranks.count())
-        return (torch.arange(n, device=self.device) + torch.rand(n, generator=self.generator, device=self.device)) / n
+        shift = torch.rand(n, generator=self.generator, device=self.device)
+        return (torch.arange(n, device=self.device) + shift) / n
 
     @torch.no_grad()
     def _likelihood(self, density: AbstractDensity) -> float:

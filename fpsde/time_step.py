@@ -64,8 +64,8 @@ def step_error(drift: AbstractDrift, diffusion: AbstractField, z: Tensor, steps:
         steps: how many steps, rounded up to an even number.
 
     Returns:
-        The largest error of means and standard deviations at any time, in the latter; infinite if a path becomes so. What
-        N points tell of it by chance is taken out.
+        The largest error of means and standard deviations at any time, in the latter; infinite if a path becomes so. From
+        the square of each is taken what is expected of it by the chance of N points.
     """
     n, generator = math.ceil(steps / 2), torch.Generator(device=z.device).manual_seed(0)
     h, fine, coarse, worst = 0.5 / n, z, z, z.new_zeros(())

@@ -69,10 +69,16 @@ def test_error_of_noise_that_multiplies():
     assert step_error(lambda t, z: a * z, lambda t, z: b * z, z, steps) == pytest.approx(expected, rel=0.15)
 
 
-def test_what_a_population_tells_by_chance_is_no_error():
-    """Noise that multiplies parts the paths of coarse and fine steps, but not their means where there is no drift."""
+def test_coarse_and_fine_steps_share_their_noise():
+    """Of its own for each, 128 points would tell means apart by .12 of their standard deviation where there is no drift."""
     z = torch.ones(128, 5, dtype=torch.float64)
     assert step_error(lambda t, z: 0 * z, lambda t, z: 0.5 * z, z, 100) < TOLERATED_ERROR
+
+
+def test_what_few_points_tell_by_chance_is_taken_out():
+    """Of noise as large as its coordinate paths part so far that with it the error were .18."""
+    z = torch.ones(128, 5, dtype=torch.float64)
+    assert step_error(lambda t, z: 0 * z, lambda t, z: z, z, 20) < 0.09
 
 
 def linear_net(matrix):
@@ -99,8 +105,18 @@ def test_slow_equations_take_the_fewest_steps():
     assert steps_needed(linear_net(-0.5 * np.eye(2)), ConstantDiffusion(torch.as_tensor(NOISE)), t, start(128).expand(5, -1, -1)) == 100
 
 
+class Explosive(torch.nn.Module):
+    """Slow where it is looked at, and infinite soon after."""
+
+    def forward(self, t, z):
+        return 1e3 * z**3
+
+    def derivatives(self, t, z, order):
+        return [torch.zeros_like(z)] * (order + 1)
+
+
 def test_paths_that_become_infinite_take_the_most_steps():
-    assert step_error(lambda t, z: 5 * z**3, noise, start(16), 100) == np.inf
-    net = linear_net(np.array([[0.0, 1e18], [1e18, 0.0]]))
-    t = torch.linspace(0, 1, 5, dtype=torch.float64)
-    assert steps_needed(net, ConstantDiffusion(torch.as_tensor(NOISE)), t, start(16).expand(5, -1, -1)) == 5000
+    t, even = torch.linspace(0, 1, 5, dtype=torch.float64), ConstantDiffusion(torch.as_tensor(NOISE))
+    for steps in (100, 1000):
+        assert step_error(Explosive(), even, start(16), steps) == np.inf
+    assert steps_needed(Explosive(), even, t, start(16).expand(5, -1, -1)) == 5000
