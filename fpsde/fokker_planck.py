@@ -90,16 +90,16 @@ def influence(log_prob: Tensor, r: Tensor) -> Tensor:
         return core / (1 + (r / width).square())
 
 
-def tempered(cost: Tensor) -> Tensor:
-    """What a weighed mean r^2 costs a density: itself, and beyond :data:`MOST_NATS` as much more as its logarithm grows.
+def tempered(cost: Tensor, most: float = MOST_NATS) -> Tensor:
+    """What a weighed mean r^2 costs a density: itself, and beyond so many nats as much more as its logarithm grows.
 
     In many dimensions, and for motion that is fast against the length of the data, no mixture solves the equation: r^2
     stays in the hundreds, and in full would draw the density off the points. By its logarithm it is worth the same
     likelihood to halve it, however large it is. Where several processes train together, it is their mean that is meant.
     """
     whole = ranks.mean(cost.detach())
-    steep = (MOST_NATS / whole).clamp_max(1)
-    value = torch.where(whole > MOST_NATS, MOST_NATS * (1 + (whole / MOST_NATS).clamp_min(1).log()), whole)
+    steep = (most / whole).clamp_max(1)
+    value = torch.where(whole > most, most * (1 + (whole / most).clamp_min(1).log()), whole)
     return value + steep * (cost - whole)
 
 
@@ -136,13 +136,14 @@ class FokkerPlanckLoss(nn.Module):
         guides_density: whether the residual's gradient reaches the density. A drift that is free in time can follow any
             path, so its residual says nothing about the density and is kept from it.
         growth: the rate at which points multiply, if they do.
+        most_nats: what the residual costs the density beyond this counts by its logarithm.
     """
 
     def __init__(self, density: AbstractDensity, drift: AbstractDrift, diffusion: AbstractDiffusion,
-                 guides_density: bool = True, growth: Growth | None = None) -> None:
+                 guides_density: bool = True, growth: Growth | None = None, most_nats: float = MOST_NATS) -> None:
         super().__init__()
         self.density, self.drift, self.diffusion = density, drift, diffusion
-        self.guides_density, self.growth = guides_density, growth
+        self.guides_density, self.growth, self.most_nats = guides_density, growth, most_nats
 
     def forward(self, t: Tensor, x: Tensor, t_inside: Tensor, x_inside: Tensor, weights: LossWeights,
                 terms: DensityTerms | None = None) -> LossTerms:
@@ -168,7 +169,7 @@ class FokkerPlanckLoss(nn.Module):
         r = self.less_growth(residual(terms, (f, f_slope), variance), x_inside)
         squared = (influence(terms.log_prob, r) * r.square()).mean()
         cost = weights.residual * squared
-        loss = loss + (tempered(cost) if self.guides_density else cost)
+        loss = loss + (tempered(cost, self.most_nats) if self.guides_density else cost)
         if weights.velocity:
             loss = loss + weights.velocity * excess_velocity(terms, f, variance).square().sum(-1).mean()
         if weights.drift_energy:
@@ -197,7 +198,8 @@ class FokkerPlanckLoss(nn.Module):
 
     def cost(self, t: Tensor, x: Tensor, weight: float) -> float:
         """Returns what the residual of this weight costs the density at times (M,) and points (M, N, d)."""
-        return float(tempered(torch.tensor(weight * self.mean_squared_residual(t, x), device=t.device)))
+        cost = torch.tensor(weight * self.mean_squared_residual(t, x), device=t.device)
+        return float(tempered(cost, self.most_nats))
 
     def less_growth(self, r: Tensor, x: Tensor) -> Tensor:
         """Takes what growth explains from a residual r, shape (M, N), at points x of shape (M, N, d)."""

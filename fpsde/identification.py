@@ -30,7 +30,7 @@ from fpsde.compiled import AUTONOMOUS_PATH, NETS, PATH, Gain, pays
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.density import AbstractDensity, GaussianMixturePath
-from fpsde.fokker_planck import FokkerPlanckLoss, LossTerms, LossWeights
+from fpsde.fokker_planck import MOST_NATS, FokkerPlanckLoss, LossTerms, LossWeights
 from fpsde.given import GivenField, check_at, given_fields
 from fpsde.growth import Growth
 from fpsde.memory import kept_memory
@@ -126,16 +126,18 @@ class _Fit:
             torch.manual_seed(seed)
             drift, diffusion = networks(config, self.coordinates, data, self.given)
             growth = Growth(data.dim) if config.growth is not None else None
-        self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth).to(device)
+        # From few points drift and noise are rough, and the path must not be drawn after them, nor again and again.
+        self.trust = min(1.0, float(np.mean(data.counts)) / TRUSTED_POINTS)
+        self.turns = max(1, round(TURNS * self.trust)) if len(times) < FEW_SNAPSHOTS else 1
+        # The fewer points, the less each of them tells of the path against the equation.
+        self.model = FokkerPlanckLoss(self.density, drift, diffusion, config.drift != "time", growth,
+                                      MOST_NATS / self.trust).to(device)
         ranks.alike(self.model)
         self.solves = config.solve and ReadoutSolver.fits(self.model)
         # Counts of all points, those held out too: what was measured is what grew.
         counts = torch.tensor(data.counts, dtype=torch.float64, device=device)
         self.sizes = counts if config.growth == "counts" else None
         self.points = math.ceil(config.points / ranks.count())
-        # From few points drift and noise are rough, and the path must not be drawn after them, nor again and again.
-        self.trust = min(1.0, float(np.mean(data.counts)) / TRUSTED_POINTS)
-        self.turns = max(1, round(TURNS * self.trust)) if len(times) < FEW_SNAPSHOTS else 1
         self.history: list[dict[str, float]] = []
         self.summary: dict[str, float] = {"skipped_steps": 0.0}
         self.done, self.compiles = 0, True

@@ -143,19 +143,22 @@ def test_a_large_residual_counts_by_its_logarithm():
     at = torch.tensor([0.0, 0.1, 0.2999999, 0.3000001, 30.0], dtype=torch.float64, requires_grad=True)
     slope, = torch.autograd.grad(tempered(at).sum(), at)
     assert slope.tolist() == pytest.approx([1.0, 1.0, 1.0, 1.0, 0.01], rel=1e-6)
+    assert tempered(10 * at, 3.0).tolist() == pytest.approx((10 * tempered(at)).tolist())
 
 
 @pytest.mark.parametrize("guides", [True, False])
 def test_only_a_residual_that_guides_the_density_is_tempered(guides):
     path, (drift, diffusion) = build_path(2), nets(2, "state")
     drift.set_readout(100 * torch.ones_like(drift.get_readout()))
-    loss = FokkerPlanckLoss(path, drift, diffusion, guides_density=guides)
+    loss = FokkerPlanckLoss(path, drift, diffusion, guides_density=guides, most_nats=7.0)
     x = torch.randn(2, 8, 2, dtype=torch.float64)
     with torch.no_grad():
         found = loss(T[:2], x, T[:2] / 2, x, LossWeights(0.5))
     assert found.residual > 100
     cost = 0.5 * found.residual
-    assert float(found.loss + found.likelihood) == pytest.approx(float(tempered(cost) if guides else cost))
+    assert float(found.loss + found.likelihood) == pytest.approx(float(tempered(cost, 7.0) if guides else cost))
+    squared = loss.mean_squared_residual(T[:2] / 2, x)
+    assert loss.cost(T[:2] / 2, x, 0.5) == pytest.approx(float(tempered(torch.tensor(0.5 * squared), 7.0)))
 
 
 class Known(HollowNet):

@@ -60,6 +60,7 @@ def test_weight_of_the_residual_grows_until_half_way(data, monkeypatch):
     fit, calls = Fit(data, config(steps=100, residual_weights=(0.001, 0.1)), 0, CPU, None, None, Course()), []
     monkeypatch.setattr(fit, "_train", lambda module, steps, groups, draw, score: calls.append((steps, draw)))
     assert fit.trust == data.counts.mean() / 2000 < 1
+    assert fit.model.most_nats == pytest.approx(0.3 / fit.trust)
     fit.trust, fit.done = 0.5, 40
     fit.refine_path(0.5)
     fit.done = 70
