@@ -159,7 +159,7 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
                 # With all else as it is the evidence without them is no more than it might be.
                 then = regression.without(now, gone)
                 if then.log_evidence - costs < most - trial.proof:
-                    then = regression.explain(places, rounds)
+                    then = regression.explain(places, rounds, most - trial.proof + costs)
                 most = max(most, then.log_evidence - costs)
                 if then.log_evidence - costs >= most - trial.proof:
                     kept, now = places, then
@@ -185,11 +185,14 @@ class _Regression:
         bounds = zip(*((c.start, c.least, c.most) for c in components), strict=True)
         self.start, self.least, self.most = (torch.tensor(bound).to(observed) for bound in bounds)
 
-    def explain(self, kept: Collection[int], rounds: int) -> Explained:
-        """Finds the variances of most evidence of some components; those of the others are zero."""
+    def explain(self, kept: Collection[int], rounds: int, asked: float = -math.inf) -> Explained:
+        """Finds the variances of most evidence of some components; those of the others are zero.
+
+        Where rounds that each raise it as the last one did would not bring it to what is asked, the search ends.
+        """
         there = torch.tensor([k in kept for k in range(len(self.start))]).to(self.observed)
         now, rest = self._under(self.start * there), self.rest
-        for _ in range(rounds):
+        for left in range(rounds - 1, -1, -1):
             seen, expected = self._squares(now)
             ratio = ((seen + rest.square / now.level**2 * self.is_noise)
                      / (expected + rest.number / now.level * self.is_noise).clamp_min(torch.finfo(seen.dtype).tiny))
@@ -200,8 +203,9 @@ class _Regression:
                 if then.log_evidence >= now.log_evidence:
                     break
             settled = torch.allclose(then.variances, now.variances, rtol=SETTLED, atol=NOUGHT)
+            hopeless = then.log_evidence + left * (then.log_evidence - now.log_evidence) < asked
             now = then
-            if settled:
+            if settled or hopeless:
                 break
         return self._explained(now)
 

@@ -130,6 +130,8 @@ class MomentEquations:
         sizes: of the population at these times, if their change is to tell its mean growth.
     """
 
+    # Else all columns of all points would be kept for a backward pass that there is none of.
+    @torch.no_grad()
     def __init__(self, model: FokkerPlanckLoss, times: Tensor, snapshots: list[Tensor], generator: torch.Generator,
                  weights: list[Tensor] | None = None, sizes: Tensor | None = None) -> None:
         self.model, self.times, self.sizes = model, times, sizes

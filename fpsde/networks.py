@@ -24,8 +24,8 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-# Coordinates up to which a drift has a library (in twenty it does harm: benchmarks/results/wide.md); and the bends of each.
-LIBRARY_COORDINATES, LIBRARY_BENDS = 10, 16
+# Coordinates up to which a drift has a library, whose equations are held in memory; and the bends of each.
+LIBRARY_COORDINATES, LIBRARY_BENDS = 20, 16
 
 
 def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,

@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from fpsde.field import ADDITIVE, COUPLED, FREE, LINEAR, OWN, OWN_LINEAR, PRODUC
 from fpsde.fokker_planck import FokkerPlanckLoss
 from fpsde.growth import Growth
 from fpsde.moments import MomentEquations, kinds
+from fpsde.screening import promising
 from fpsde.train import Offer, State, restoring
 
 __all__ = ["PATH_ERROR", "Group", "coefficients", "present_readouts", "prior_groups", "priors", "solve_moments",
@@ -35,6 +36,8 @@ SLIGHT_CORRECTION, LARGEST_CORRECTION = 2.5, 10.0
 MOST_APART = 10
 # Kinds of which few are expected: the bends of one coordinate in the drift of another, products of two in that of a third.
 SPARSE = (ADDITIVE, PRODUCT)
+# Of more groups than this only those are tried that promise something.
+MOST_GROUPS = 1000
 
 UNKNOWN = 1e4
 # What the path gets wrong between the snapshots, as a multiple of the sampling error.
@@ -118,12 +121,13 @@ def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[Group]:
     return groups
 
 
-def trials(groups: Sequence[Group], dim: int) -> list[Trial]:
+def trials(groups: Sequence[Group], dim: int, left_out: Collection[int] = ()) -> list[Trial]:
     """Returns what it is tried to do without: of the noise, then of the drift, what couples first and what is simple last.
 
     Arguments:
         groups: as :func:`prior_groups` gives them; as components they come after the error of the path.
         dim: number of coordinates.
+        left_out: components that it is done without already.
     """
     found = []
     for bends in (NOISE, DRIFT):
@@ -132,11 +136,30 @@ def trials(groups: Sequence[Group], dim: int) -> list[Trial]:
             places = [k for k, group in reversed(list(enumerate(groups, 1))) if group.bends is bends and group.kind == kind]
             if kind in SPARSE and len(places) > 1:
                 # Of all that may be in the drift of a coordinate, one is expected to be.
-                order.append(Part(places, math.log(len(places) / dim)))
+                order.append(Part([k for k in places if k not in left_out], math.log(len(places) / dim)))
             else:
-                order += [Part([k]) for k in places]
+                order += [Part([k]) for k in places if k not in left_out]
         found.append(Trial(order, bends.proof))
     return found
+
+
+def _screened(equations: MomentEquations, matrix: Tensor, observed: Tensor, noise: Tensor,
+              left_out: frozenset[int] | None) -> frozenset[int]:
+    """Returns the components that promise nothing, of those that were left out.
+
+    At first, if that is None, of all that are not simple; and no features are let in that could be anything, for what they
+    would explain a few terms may.
+    """
+    root, _ = torch.linalg.cholesky_ex(noise)
+    white = torch.linalg.solve_triangular(root, torch.cat([matrix, observed[:, None]], 1), upper=False)
+    groups, dim = prior_groups(equations, white[:, :-1]), equations.model.drift.dim
+    asked = {k: trial.proof + part.price for trial in trials(groups, dim) for part in trial.order for k in part.places}
+    terms = {k: least for k, least in asked.items() if groups[k - 1].kind in SPARSE or len(groups[k - 1].places) <= dim}
+    every = range(1 + len(groups))
+    there = [k for k in every if k not in (asked if left_out is None else left_out)]
+    for some in [terms] if left_out is None else [terms, asked]:
+        there = promising(white[:, -1], [PATH_ERROR, *(group.prior for group in groups)], there, some, dim)
+    return frozenset(every) - frozenset(there)
 
 
 def present_readouts(model: FokkerPlanckLoss) -> tuple[Tensor, Tensor]:
@@ -163,10 +186,13 @@ def _attenuation(equations: MomentEquations, matrix: Tensor, noise: Tensor, grou
     prior = torch.zeros(matrix.shape[1]).to(matrix)
     for group, variance in zip(groups, variances[1:], strict=True):
         prior[group.places] = variance
-    added = prior * equations.chance(torch.linalg.inv(noise))
+    live = prior.nonzero()[:, 0]
+    matrix, sizes = matrix[:, live], prior[live]
+    added = sizes * equations.chance(torch.linalg.inv(noise))[live]
     # By the inverse of S = C + A V A^T, as few rows as there are equations.
-    shift = added - prior * (matrix.T @ torch.linalg.solve(noise + matrix * prior @ matrix.T, matrix @ added))
+    shift = added - sizes * (matrix.T @ torch.linalg.solve(noise + matrix * sizes @ matrix.T, matrix @ added))
     moved = matrix @ shift
+    shift = torch.zeros_like(prior).index_copy(0, live, shift)
     size = moved @ torch.linalg.solve(noise, moved) / max(equations.model.drift.dim, 2)
     return shift * (LARGEST_CORRECTION / size.clamp_min(LARGEST_CORRECTION)).sqrt(), bool(size <= SLIGHT_CORRECTION)
 
@@ -186,7 +212,7 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
     split = fields[0].get_readout().numel()
     end = split + fields[1].get_readout().numel()
     # Once: every trial is an evidence of its own. By then the linearisation is near, and there are rounds left to follow.
-    decisive, left_out, corrects = rounds // 2, frozenset[int](), False
+    first, decisive, left_out, corrects = rounds - 1, rounds // 2, frozenset[int](), False
     if saved is not None:
         with restoring():
             # Whatever it says, no more rounds than there were to be, and one at least for what it returns.
@@ -199,12 +225,20 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         matrix, left = equations.linearise()
         values, centre = present_readouts(equations.model)
         observed = left + matrix @ (values - centre)
+        groups = prior_groups(equations, matrix[:0])
+        used: Tensor | slice = slice(None)
+        if len(groups) > MOST_GROUPS:
+            if left_over in (first, decisive):
+                left_out = _screened(equations, matrix, observed, noise, None if left_over == first else left_out)
+            used = torch.cat([group.places for k, group in enumerate(groups, 1) if k not in left_out])
         # Of many times the equations are more than the unknowns, and the evidence costs the cube of how many it is given.
-        seen, told, error, rest = condensed(matrix, observed, noise)
+        few, told, error, rest = condensed(matrix[:, used], observed, noise)
+        seen = few.new_zeros(len(few), matrix.shape[1])
+        seen[:, used] = few
         groups = prior_groups(equations, seen)
         # While the linearisation still moves, rough variances do.
         explained = explain_sparingly(told, error, [PATH_ERROR, *(group.prior for group in groups)],
-                                      trials(groups, equations.model.drift.dim) if left_over == decisive else [],
+                                      trials(groups, equations.model.drift.dim, left_out) if left_over == decisive else [],
                                       ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
         if left_over == decisive:
             left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import ROTATION
 
-from fpsde import FokkerPlanckSDE
+from fpsde import FokkerPlanckSDE, readouts
 from fpsde.config import IdentificationConfig
 from fpsde.coordinates import Coordinates
 from fpsde.description import _made_of, describe
@@ -100,8 +100,14 @@ def test_terms_are_named_by_whose_drift_they_are_in():
 
 
 @pytest.mark.slow
-def test_of_a_ring_of_genes_just_the_ring_is_found():
-    """Each of five held down by the one before it: f_i = 4 / (1 + x_{i-1}^4) + 0.1 - x_i, g = 0.2."""
+@pytest.mark.parametrize("most", [1000, 0])
+def test_of_a_ring_of_genes_just_the_ring_is_found(most, monkeypatch):
+    """Each of five held down by the one before it: f_i = 4 / (1 + x_{i-1}^4) + 0.1 - x_i, g = 0.2.
+
+    Whether the search begins with all groups or, as if there were too many, with those that are simple.
+    """
+    monkeypatch.setattr(readouts, "MOST_GROUPS", most)
+
     def force(x):
         return 4 / (1 + np.roll(x, 1, axis=1) ** 4) + 0.1 - x
 
@@ -120,7 +126,7 @@ def test_of_a_ring_of_genes_just_the_ring_is_found():
 
 
 @pytest.mark.parametrize(("dim", "drift", "bends"), [
-    (1, "autonomous", 0), (2, "autonomous", 16), (10, "autonomous", 16), (11, "autonomous", None), (2, "time", None)])
+    (1, "autonomous", 0), (2, "autonomous", 16), (20, "autonomous", 16), (21, "autonomous", None), (2, "time", None)])
 def test_which_drifts_have_one(dim, drift, bends):
     rng = np.random.default_rng(0)
     data = Snapshots.of(rng.standard_normal((20, dim)), np.repeat([0.0, 1.0], 10))

@@ -19,7 +19,7 @@ LAYERS = [
     ["growth", "hollow", "potential", "time_step"],
     ["diffusion", "library", "mixture"],
     ["sde", "fokker_planck"],
-    ["projection", "moments", "ensemble", "path"],
+    ["projection", "moments", "ensemble", "path", "screening"],
     ["config", "readouts", "assembly"],
     ["networks", "uncertainty"],
     ["identification", "identifiability", "arguments", "fingerprint"],
