@@ -40,7 +40,7 @@ from fpsde.frame import NODES, MovingFrame, TestFunctions
 from fpsde.moments import MomentEquations, by_unknown, columns_at, kinds
 from fpsde.potential import GradientDrift, learned_potential
 from fpsde.projection import ReadoutSolver, Ridge
-from fpsde.readouts import PATH_ERROR, coefficients, priors
+from fpsde.readouts import PATH_ERROR, coefficients, found_groups, priors
 from fpsde.uncertainty import standard_errors
 
 __all__ = ["LOSS_AT_ENDS", "Identifiability", "identifiability"]
@@ -191,7 +191,7 @@ def _profile(equations: MomentEquations) -> tuple[list[float], float]:
     model, drift = equations.model, equations.model.drift
     fitted, readout = model.diffusion, drift.get_readout()
     (spreading, spread), noise = equations.spreading(), equations.noise()
-    groups = priors(equations.transport, drift)
+    groups = found_groups(priors(equations.transport, drift), readout.flatten())
     # A linear drift is not shrunk: otherwise every profile would lean to little drift and little noise.
     whole = [PATH_ERROR, *(
         group.prior._replace(start=FREE_VARIANCE, least=FREE_VARIANCE, most=FREE_VARIANCE)

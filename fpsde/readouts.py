@@ -26,8 +26,8 @@ from fpsde.moments import MomentEquations, kinds
 from fpsde.screening import promising
 from fpsde.train import Offer, State, restoring
 
-__all__ = ["PATH_ERROR", "Group", "coefficients", "present_readouts", "prior_groups", "priors", "solve_moments",
-           "trials"]
+__all__ = ["PATH_ERROR", "Group", "coefficients", "found_groups", "present_readouts", "prior_groups", "priors",
+           "solve_moments", "trials"]
 
 LARGEST_CHANGE = 0.5
 # Of the correction for chance in the matrix, in squared sampling errors a coordinate. One that is slight is made once.
@@ -119,6 +119,18 @@ def prior_groups(equations: MomentEquations, matrix: Tensor) -> list[Group]:
         groups += priors(matrix[:, first:first + n], field, bends, first)
         first += n
     return groups
+
+
+def found_groups(groups: list[Group], values: Tensor) -> list[Group]:
+    """Returns, of more groups than are searched among, those of the nets and those that a fit has found.
+
+    Arguments:
+        groups: of its unknowns.
+        values: what was found, shape (U,).
+    """
+    if len(groups) <= MOST_GROUPS:
+        return groups
+    return [group for group in groups if group.kind not in SPARSE or bool(values[group.places].any())]
 
 
 def trials(groups: Sequence[Group], dim: int, left_out: Collection[int] = ()) -> list[Trial]:

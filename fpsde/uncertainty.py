@@ -18,7 +18,7 @@ from torch import Tensor
 from fpsde.evidence import condensed, explain
 from fpsde.field import FREE, LIBRARY, AbstractField
 from fpsde.moments import MomentEquations, columns_at, kinds
-from fpsde.readouts import PATH_ERROR, present_readouts, prior_groups
+from fpsde.readouts import PATH_ERROR, found_groups, present_readouts, prior_groups
 
 __all__ = ["StandardErrors", "standard_errors"]
 
@@ -63,7 +63,7 @@ def _regression(equations: MomentEquations) -> tuple[Tensor, Tensor, Tensor]:
     matrix, left = equations.linearise()
     noise, (values, centre) = equations.noise(), present_readouts(model)
     seen, told, error, rest = condensed(matrix, left + matrix @ (values - centre), noise)
-    groups = prior_groups(equations, seen)
+    groups = found_groups(prior_groups(equations, seen), values)
     explained = explain(told, error, [PATH_ERROR, *(group.prior for group in groups)], rest=rest)
     least = torch.cat([_least(model.drift, DRIFT_BENDS), _least(model.diffusion, NOISE_BENDS)])
     least = torch.cat([least, least.new_zeros(matrix.shape[1] - len(least))])

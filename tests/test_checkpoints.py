@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from problems import rotating_snapshots
 from safetensors.torch import save
 
-from fpsde import FokkerPlanckSDE
+from fpsde import FokkerPlanckSDE, readouts
 from fpsde.checkpoints import CheckpointError, Checkpoints, saved_states
 from fpsde.cli import main
 from fpsde.files import digest
@@ -105,6 +105,11 @@ def test_a_fit_that_is_killed_again_and_again_is_the_same_bit_for_bit(settings, 
     assert life > 3
     assert len(saved_states(tmp_path)) == 2
     assert_same(model, expected)
+
+
+def test_a_search_among_what_is_promising_goes_on_where_it_was(at_save, tmp_path, monkeypatch):
+    monkeypatch.setattr(readouts, "MOST_GROUPS", 0)
+    test_a_fit_that_is_killed_again_and_again_is_the_same_bit_for_bit({"drift": "autonomous"}, 4, at_save, tmp_path)
 
 
 def test_what_the_solver_has_gathered_is_kept(at_save, tmp_path):

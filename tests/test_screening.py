@@ -11,6 +11,8 @@ from torch.distributions import MultivariateNormal
 from fpsde import FokkerPlanckSDE, readouts
 from fpsde.description import describe
 from fpsde.evidence import Component
+from fpsde.field import PRODUCT
+from fpsde.library import LibraryDrift
 from fpsde.screening import TRIED, gains, promising
 
 N, MOST = 150, 1e4
@@ -91,3 +93,18 @@ def test_a_fit_may_begin_with_what_is_simple(system, monkeypatch):
     model = FokkerPlanckSDE(3, drift="autonomous", max_steps=60, random_state=0, device="cpu").fit(x, t)
     assert FOUND[system] in describe(model)
     assert np.sqrt(np.mean((model.drift(x, 0.0) - true) ** 2) / np.mean(true**2)) < 0.3
+    assert model.identifiability().noise_known
+
+
+def test_of_many_groups_those_that_were_found_are_gone_on_with(monkeypatch):
+    drift = LibraryDrift(2, dim=2, hidden=(4,), conditioner="masked", activation="tanh", time=False, random_readout=False)
+    readout = torch.zeros_like(drift.get_readout())
+    readout[1, 1] = 0.5
+    groups = readouts.priors(torch.ones(3, readout.numel()), drift)
+    assert readouts.found_groups(groups, readout.flatten()) == groups
+    monkeypatch.setattr(readouts, "MOST_GROUPS", len(groups) - 1)
+    found = readouts.found_groups(groups, readout.flatten())
+    assert [(group.kind, group.places.tolist()) for group in found if group.kind in readouts.SPARSE] == [
+        (PRODUCT, [readout.shape[1] + 1])]
+    assert [group for group in groups if group.kind not in readouts.SPARSE] == [
+        group for group in found if group.kind not in readouts.SPARSE]
