@@ -25,6 +25,8 @@ __all__ = ["NOTHING", "Component", "Explained", "Part", "Rest", "Trial", "conden
 SETTLED, NOUGHT = 1e-3, 1e-9
 # The most columns of a group whose covariance is not laid out.
 NARROW = 20
+# Observations are put together once they come to so many times fewer.
+FEWER = 0.75
 
 
 class Component(NamedTuple):
@@ -140,13 +142,16 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
         rest: as :func:`explain` takes it.
         left_out: components that are left out already.
     """
-    regression = _Regression(observed, noise, components, rest)
+    whole = regression = _Regression(observed, noise, components, rest)
     kept = [k for k in range(len(components)) if k not in left_out]
     now = regression.explain(kept, rounds)
     for trial in trials:
         price = {k: part.price for part in trial.order for k in part.places}
         most = now.log_evidence - sum(price.get(k, 0.0) for k in kept)
         for part in trial.order:
+            smaller = regression.narrowed(kept)
+            if smaller is not regression:
+                regression, now = smaller, smaller.under(now.variances)
             several = len(part.places) > 1
             slight = regression.slight(now.variances, part.places, trial.proof + part.price) if several else []
             halves = [slight[:len(slight) >> times] for times in range(len(slight).bit_length())]
@@ -164,14 +169,15 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
                 if then.log_evidence - costs >= most - trial.proof:
                     kept, now = places, then
         now = regression.explain(kept, rounds)
-    return now._replace(variances=now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed))
+    variances = now.variances * torch.tensor([k in kept for k in range(len(components))]).to(observed)
+    return now._replace(variances=variances) if regression is whole else whole.under(variances)
 
 
 class _Regression:
     """Observations, and the components that may explain them."""
 
     def __init__(self, observed: Tensor, noise: Tensor, components: Sequence[Component], rest: Rest) -> None:
-        self.observed, self.noise, self.rest = observed, noise, rest
+        self.observed, self.noise, self.components, self.rest = observed, noise, components, rest
         self.is_noise = torch.tensor([c.factor is None for c in components], device=observed.device)
         factors = {k: c.factor for k, c in enumerate(components) if c.factor is not None}
         # A covariance is laid out once, however many choices of components are tried, but takes memory and time of its own:
@@ -209,11 +215,30 @@ class _Regression:
                 break
         return self._explained(now)
 
+    def narrowed(self, kept: Collection[int]) -> _Regression:
+        """The same of some components, with as many observations as these have coefficients, if that is far fewer."""
+        factors = {k: self.components[k].factor for k in kept}
+        there = {k: factor for k, factor in factors.items() if factor is not None}
+        widths = [factor.shape[1] for factor in there.values()]
+        if not 0 < sum(widths) < FEWER * len(self.observed) - 1:
+            return self
+        matrix, observed, noise, rest = condensed(torch.cat(list(there.values()), 1), self.observed, self.noise)
+        parts = dict(zip(there, matrix.split(widths, 1), strict=True))
+        components = [c if c.factor is None else c._replace(factor=parts.get(k, matrix[:, :0]))
+                      for k, c in enumerate(self.components)]
+        before = self.rest
+        return _Regression(observed, noise, components, Rest(
+            rest.square + before.square, rest.number + before.number, rest.log_root + before.log_root))
+
+    def under(self, variances: Tensor) -> Explained:
+        """What follows from these variances."""
+        return self._explained(self._under(variances))
+
     def without(self, now: Explained, gone: Sequence[int]) -> Explained:
         """What follows if some components are left out and the variances of all others stay."""
         there = torch.ones_like(now.variances)
         there[list(gone)] = 0
-        return self._explained(self._under(now.variances * there)) if bool((now.variances[gone] > 0).any()) else now
+        return self.under(now.variances * there) if bool((now.variances[gone] > 0).any()) else now
 
     def slight(self, variances: Tensor, places: Sequence[int], most: float) -> list[int]:
         """Those of some narrow groups without which the log evidence falls by less, if all else stays; the least first."""

@@ -176,3 +176,34 @@ def test_wide_and_narrow_groups_are_treated_alike(monkeypatch, close):
     close(narrow.dual, wide.dual, 1e-9)
     assert narrow.log_evidence == pytest.approx(wide.log_evidence, rel=1e-12)
     assert narrow.misfit == pytest.approx(wide.misfit, rel=1e-9)
+
+
+def test_what_was_left_out_no_longer_costs_observations(close, monkeypatch):
+    """Once the sixty columns are gone, 32 observations say the same of what is there as 120."""
+    generator = torch.Generator().manual_seed(7)
+    a, _, _, y = regression(7)
+    rough, idle = (torch.randn(120, n, generator=generator, dtype=torch.float64) for n in (120, 60))
+    others = [torch.randn(120, 2, generator=generator, dtype=torch.float64) for _ in range(6)]
+    y = y + others[1] @ torch.ones(2, dtype=torch.float64)
+    noise = NOISE + 0.5 * rough @ rough.T / 120
+    components = [Component(None, 0.1, 100.0), Component(a, 1.0, 1e6), Component(idle, 1.0, 1e6),
+                  *(Component(other, 1.0, 1e6) for other in others), Component(idle[:, :10] + a, 1.0, 1e6)]
+    order = [Part([2]), Part([9]), Part(range(3, 9), 2.0)]
+    given, found = [], []
+    explains = evidence._Regression.explain
+
+    def watched(self, *arguments):
+        given[-1].append(len(self.observed))
+        return explains(self, *arguments)
+
+    monkeypatch.setattr(evidence._Regression, "explain", watched)
+    for fewer in (0.0, 0.75):
+        monkeypatch.setattr(evidence, "FEWER", fewer)
+        given.append([])
+        found.append(explain_sparingly(y, noise, components, [Trial(order, 3.0)], 60))
+    assert set(given[0]) == {120}
+    assert given[1][0] == 120
+    assert min(given[1]) < 40
+    assert (found[1].variances > 0).tolist() == [True, True, False, False, True] + 5 * [False]
+    for one, other in zip(*found, strict=True):
+        close(torch.as_tensor(one), torch.as_tensor(other), 1e-6)
