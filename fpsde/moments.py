@@ -140,7 +140,7 @@ class MomentEquations:
                        for j, x in enumerate(snapshots)]
         dim = model.drift.dim
         tests = [TestFunctions(dim, generator, _products(dim, len(times))) for _ in snapshots[1:]]
-        room = MAX_ELEMENTS // (max(tests[0].count, model.drift.get_readout().shape[1]) * dim)
+        room = MAX_ELEMENTS // (tests[0].count * dim)
         points = max(64, min(POINTS * max(dim, 2), MOST_AT_A_NODE, room // NODES))
         most = max(256, min(MOST_POINTS, room))
         order = [torch.randperm(len(x), generator=generator, device=x.device)[:most] for x in snapshots]
