@@ -174,6 +174,15 @@ def test_linearisation_is_the_derivative():
     assert (after - before - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
+def test_nothing_is_kept_for_gradients():
+    equations = exact_equations(0.5, 50)
+    assert any(parameter.requires_grad for parameter in equations.model.drift.parameters())
+    assert not equations.transport.requires_grad
+    assert not equations.growing.requires_grad
+    assert not any(sample.x.requires_grad for interval in equations.intervals for sample in interval.samples)
+
+
+
 def test_some_points_at_a_time_are_as_good_as_all(monkeypatch):
     """In the equations, where points have weights, and in the covariance and the correction for chance, with growth."""
     times = torch.linspace(0, 2, 3, dtype=torch.float64)
