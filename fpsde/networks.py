@@ -24,8 +24,9 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-# Coordinates up to which a drift has a library, whose equations are held in memory; and the bends of each.
-LIBRARY_COORDINATES, LIBRARY_BENDS = 20, 16
+# Coordinates up to which a drift has a library, and up to which it has one where snapshots have so many points, for few let
+# in some of thousands of terms that are not there (benchmarks/results/wide.md); and the bends of each.
+LIBRARY_COORDINATES, MOST_COORDINATES, MANY_POINTS, LIBRARY_BENDS = 10, 20, 1000, 16
 
 
 def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
@@ -47,7 +48,8 @@ def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
     if c.drift == "gradient":
         metric = (2 * coordinates.scale.log().mean()).exp() / coordinates.scale.square()
         drift = GradientDrift(data.dim, c.hidden[-1] * min(data.dim, POTENTIAL_COORDINATES), metric.float())
-    elif c.drift == "autonomous" and c.solve and data.dim <= LIBRARY_COORDINATES:
+    elif c.drift == "autonomous" and c.solve and data.dim <= (
+            MOST_COORDINATES if np.mean(data.counts) >= MANY_POINTS else LIBRARY_COORDINATES):
         # Of a single coordinate, the net's own features bend it already.
         drift = LibraryDrift(LIBRARY_BENDS if data.dim > 1 else 0, **new)
     else:
