@@ -24,9 +24,10 @@ __all__ = ["networks"]
 
 # A potential has as many features for each coordinate as a net, up to four of them.
 POTENTIAL_COORDINATES = 4
-# Coordinates up to which a drift has a library, and up to which it has one where snapshots have so many points, for few let
-# in some of thousands of terms that are not there (benchmarks/results/wide.md); and the bends of each.
-LIBRARY_COORDINATES, MOST_COORDINATES, MANY_POINTS, LIBRARY_BENDS = 10, 20, 1000, 16
+# Coordinates up to which a drift has a library, and up to which it has one where there are so many snapshots of so many
+# points: few let in some of thousands of terms that are not there (benchmarks/results/wide.md). And the bends of each.
+LIBRARY_COORDINATES, MOST_COORDINATES, LIBRARY_BENDS = 10, 20, 16
+MANY_SNAPSHOTS, MANY_POINTS = 8, 1000
 
 
 def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
@@ -48,8 +49,7 @@ def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
     if c.drift == "gradient":
         metric = (2 * coordinates.scale.log().mean()).exp() / coordinates.scale.square()
         drift = GradientDrift(data.dim, c.hidden[-1] * min(data.dim, POTENTIAL_COORDINATES), metric.float())
-    elif c.drift == "autonomous" and c.solve and data.dim <= (
-            MOST_COORDINATES if np.mean(data.counts) >= MANY_POINTS else LIBRARY_COORDINATES):
+    elif c.drift == "autonomous" and c.solve and data.dim <= _library_coordinates(data):
         # Of a single coordinate, the net's own features bend it already.
         drift = LibraryDrift(LIBRARY_BENDS if data.dim > 1 else 0, **new)
     else:
@@ -65,6 +65,11 @@ def networks(c: IdentificationConfig, coordinates: Coordinates, data: Snapshots,
         return drift, FunctionDiffusion(given["diffusion"])
     known = torch.as_tensor(c.diffusion, dtype=torch.float64) * math.sqrt(coordinates.span)
     return drift, KnownDiffusion((known / coordinates.scale).float())
+
+
+def _library_coordinates(data: Snapshots) -> int:
+    many = len(data.times) >= MANY_SNAPSHOTS and np.mean(data.counts) >= MANY_POINTS
+    return MOST_COORDINATES if many else LIBRARY_COORDINATES
 
 
 def _typical_width(coordinates: Coordinates, data: Snapshots) -> Tensor:

@@ -125,12 +125,14 @@ def test_of_a_ring_of_genes_just_the_ring_is_found(most, monkeypatch):
     assert np.sqrt(np.mean((g - 0.2) ** 2)) < 0.08 * 0.2
 
 
-@pytest.mark.parametrize(("dim", "points", "drift", "bends"), [
-    (1, 10, "autonomous", 0), (2, 10, "autonomous", 16), (10, 10, "autonomous", 16), (11, 999, "autonomous", None),
-    (11, 1000, "autonomous", 16), (20, 1000, "autonomous", 16), (21, 1000, "autonomous", None), (2, 10, "time", None)])
-def test_which_drifts_have_one(dim, points, drift, bends):
+@pytest.mark.parametrize(("dim", "snapshots", "points", "drift", "bends"), [
+    (1, 2, 10, "autonomous", 0), (2, 2, 10, "autonomous", 16), (10, 2, 10, "autonomous", 16), (11, 8, 999, "autonomous", None),
+    (11, 7, 1000, "autonomous", None), (11, 8, 1000, "autonomous", 16), (20, 8, 1000, "autonomous", 16),
+    (21, 8, 1000, "autonomous", None), (2, 2, 10, "time", None)])
+def test_which_drifts_have_one(dim, snapshots, points, drift, bends):
     rng = np.random.default_rng(0)
-    data = Snapshots.of(rng.standard_normal((2 * points, dim)), np.repeat([0.0, 1.0], points))
+    times = np.repeat(np.arange(snapshots), points)
+    data = Snapshots.of(rng.standard_normal((len(times), dim)), times.astype(float))
     found, noise = networks(IdentificationConfig(drift=drift), Coordinates.of(data, (False,) * dim), data, {})
     assert isinstance(noise.net, HollowNet)
     if bends is None:
