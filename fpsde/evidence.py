@@ -144,6 +144,7 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
     """
     whole = regression = _Regression(observed, noise, components, rest)
     kept = [k for k in range(len(components)) if k not in left_out]
+    regression = regression.narrowed(kept)
     now = regression.explain(kept, rounds)
     for trial in trials:
         price = {k: part.price for part in trial.order for k in part.places}
@@ -152,10 +153,10 @@ def explain_sparingly(observed: Tensor, noise: Tensor, components: Sequence[Comp
             smaller = regression.narrowed(kept)
             if smaller is not regression:
                 regression, now = smaller, smaller.under(now.variances)
-            several = len(part.places) > 1
-            slight = regression.slight(now.variances, part.places, trial.proof + part.price) if several else []
+            there = [k for k in part.places if k in kept]
+            slight = regression.slight(now.variances, there, trial.proof + part.price) if len(there) > 1 else []
             halves = [slight[:len(slight) >> times] for times in range(len(slight).bit_length())]
-            for gone in [*halves, *([k] for k in part.places)]:
+            for gone in [*halves, *([k] for k in there)]:
                 gone = [k for k in gone if k in kept]
                 if not gone:
                     continue
@@ -183,8 +184,8 @@ class _Regression:
         # A covariance is laid out once, however many choices of components are tried, but takes memory and time of its own:
         # of narrow groups, of which there may be hundreds, the columns that are live are multiplied anew.
         self.wide = {k: factor for k, factor in factors.items() if factor.shape[1] > NARROW}
-        self.kernels = {k: factor @ factor.T for k, factor in self.wide.items()}
-        narrow = {k: factor for k, factor in factors.items() if k not in self.kernels}
+        self.kernels: dict[int, Tensor] = {}
+        narrow = {k: factor for k, factor in factors.items() if k not in self.wide}
         self.columns = torch.cat([noise.new_zeros(len(noise), 0), *narrow.values()], 1)
         self.owner = torch.tensor([k for k, factor in narrow.items() for _ in range(factor.shape[1])], dtype=torch.long,
                                   device=observed.device)
@@ -243,7 +244,7 @@ class _Regression:
     def slight(self, variances: Tensor, places: Sequence[int], most: float) -> list[int]:
         """Those of some narrow groups without which the log evidence falls by less, if all else stays; the least first."""
         now, losses = self._under(variances), {}
-        for k in [k for k in places if k not in self.kernels]:
+        for k in [k for k in places if k not in self.wide]:
             columns = self.columns[:, self.owner == k] * variances[k].sqrt()
             whitened = torch.linalg.solve_triangular(now.factor, columns, upper=False)
             # Without them |S| is |1 - W^T W| times what it is, and y^T S^-1 y larger by a square of their own.
@@ -257,9 +258,11 @@ class _Regression:
         columns, owner = self._live(variances)
         scaled = columns * variances[owner].sqrt()
         whole = torch.addmm(self.noise, scaled, scaled.T, beta=level)
-        for k, kernel in self.kernels.items():
+        for k, wide in self.wide.items():
             if variances[k] > 0:
-                whole.add_(kernel, alpha=float(variances[k]))
+                if k not in self.kernels:
+                    self.kernels[k] = wide @ wide.T
+                whole.add_(self.kernels[k], alpha=float(variances[k]))
         factor, _ = torch.linalg.cholesky_ex(whole)
         dual = torch.cholesky_solve(self.observed[:, None], factor)[:, 0]
         evidence = -0.5 * float(self.observed @ dual) - float(factor.diagonal().log().sum()) - self.rest.log_root

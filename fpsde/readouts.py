@@ -11,7 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -133,13 +133,12 @@ def found_groups(groups: list[Group], values: Tensor) -> list[Group]:
     return [group for group in groups if group.kind not in SPARSE or bool(values[group.places].any())]
 
 
-def trials(groups: Sequence[Group], dim: int, left_out: Collection[int] = ()) -> list[Trial]:
+def trials(groups: Sequence[Group], dim: int) -> list[Trial]:
     """Returns what it is tried to do without: of the noise, then of the drift, what couples first and what is simple last.
 
     Arguments:
         groups: as :func:`prior_groups` gives them; as components they come after the error of the path.
         dim: number of coordinates.
-        left_out: components that it is done without already.
     """
     found = []
     for bends in (NOISE, DRIFT):
@@ -148,9 +147,9 @@ def trials(groups: Sequence[Group], dim: int, left_out: Collection[int] = ()) ->
             places = [k for k, group in reversed(list(enumerate(groups, 1))) if group.bends is bends and group.kind == kind]
             if kind in SPARSE and len(places) > 1:
                 # Of all that may be in the drift of a coordinate, one is expected to be.
-                order.append(Part([k for k in places if k not in left_out], math.log(len(places) / dim)))
+                order.append(Part(places, math.log(len(places) / dim)))
             else:
-                order += [Part([k]) for k in places if k not in left_out]
+                order += [Part([k]) for k in places]
         found.append(Trial(order, bends.proof))
     return found
 
@@ -237,20 +236,14 @@ def solve_moments(equations: MomentEquations, rounds: int, offer: Offer | None =
         matrix, left = equations.linearise()
         values, centre = present_readouts(equations.model)
         observed = left + matrix @ (values - centre)
-        groups = prior_groups(equations, matrix[:0])
-        used: Tensor | slice = slice(None)
-        if len(groups) > MOST_GROUPS:
-            if left_over in (first, decisive):
-                left_out = _screened(equations, matrix, observed, noise, None if left_over == first else left_out)
-            used = torch.cat([group.places for k, group in enumerate(groups, 1) if k not in left_out])
         # Of many times the equations are more than the unknowns, and the evidence costs the cube of how many it is given.
-        few, told, error, rest = condensed(matrix[:, used], observed, noise)
-        seen = few.new_zeros(len(few), matrix.shape[1])
-        seen[:, used] = few
+        seen, told, error, rest = condensed(matrix, observed, noise)
         groups = prior_groups(equations, seen)
+        if len(groups) > MOST_GROUPS and left_over in (first, decisive):
+            left_out = _screened(equations, matrix, observed, noise, None if left_over == first else left_out)
         # While the linearisation still moves, rough variances do.
         explained = explain_sparingly(told, error, [PATH_ERROR, *(group.prior for group in groups)],
-                                      trials(groups, equations.model.drift.dim, left_out) if left_over == decisive else [],
+                                      trials(groups, equations.model.drift.dim) if left_over == decisive else [],
                                       ROUGH_ROUNDS if left_over else FINE_ROUNDS, rest, left_out)
         if left_over == decisive:
             left_out = frozenset((explained.variances == 0).nonzero()[:, 0].tolist()) - {0}

@@ -178,9 +178,6 @@ def test_nothing_is_kept_for_gradients():
     equations = exact_equations(0.5, 50)
     assert any(parameter.requires_grad for parameter in equations.model.drift.parameters())
     assert not equations.transport.requires_grad
-    assert not equations.growing.requires_grad
-    assert not any(sample.x.requires_grad for interval in equations.intervals for sample in interval.samples)
-
 
 
 def test_some_points_at_a_time_are_as_good_as_all(monkeypatch):
